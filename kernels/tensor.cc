@@ -1,0 +1,73 @@
+#include "kernels/tensor.h"
+
+#include <cassert>
+
+#include "kernels/error.h"
+
+namespace gsa {
+
+size_t dtype_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+    case DType::kI32:
+      return 4;
+    case DType::kF16:
+    case DType::kBF16:
+      return 2;
+    case DType::kF64:
+    case DType::kI64:
+      return 8;
+    case DType::kU8:
+      return 1;
+  }
+  throw Error("unknown dtype {}", static_cast<int>(dtype));
+}
+
+std::string_view dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return "f32";
+    case DType::kF16:
+      return "f16";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kF64:
+      return "f64";
+    case DType::kI32:
+      return "i32";
+    case DType::kI64:
+      return "i64";
+    case DType::kU8:
+      return "u8";
+  }
+  throw Error("unknown dtype {}", static_cast<int>(dtype));
+}
+
+TensorView::TensorView(void* data, DType dtype, std::initializer_list<int64_t> dims)
+    : data(data), dtype(dtype), rank(static_cast<int>(dims.size())) {
+  assert(dims.size() <= kMaxRank);
+  int i = 0;
+  for (int64_t dim : dims) shape[i++] = dim;
+}
+
+int64_t TensorView::elements() const {
+  int64_t n = 1;
+  for (int i = 0; i < rank; ++i) n *= shape[i];
+  return n;
+}
+
+float* TensorView::f32() const {
+  assert(dtype == DType::kF32);
+  return static_cast<float*>(data);
+}
+
+std::string shape_string(const TensorView& view) {
+  std::string text = "[";
+  for (int i = 0; i < view.rank; ++i) {
+    if (i > 0) text += ", ";
+    text += std::to_string(view.shape[i]);
+  }
+  return text + "]";
+}
+
+}  // namespace gsa

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/tensor.h"
+
+namespace gsa {
+
+enum class FeatureMap : uint8_t { kSwish, kRelu, kT2R };
+
+std::string_view feature_map_name(FeatureMap map);
+
+// A GSA model's hyperparameters, every default filled in. Letters as in design: D hidden, L layers,
+// N vocabulary, F feed-forward, H query heads, G key/value heads, K key dim, V value dim, M slots.
+struct GsaConfig {
+  int64_t hidden_size = 0;        // D
+  int64_t num_layers = 0;         // L
+  int64_t vocab_size = 0;         // N
+  int64_t intermediate_size = 0;  // F
+  int64_t num_heads = 0;          // H
+  int64_t num_kv_heads = 0;       // G, divides H
+  int64_t key_dim = 0;            // K, per head: int(D * expand_k) / H
+  int64_t value_dim = 0;          // V, per head: int(D * expand_v) / H
+  int64_t num_slots = 0;          // M
+  FeatureMap feature_map = FeatureMap::kSwish;
+  double gate_logit_normalizer = 8;
+  double norm_eps = 1e-6;  // of every norm but the attention output's, which is 1e-5
+  int64_t conv_size = 0;   // width of the short convolutions; 0 where the model has none
+  bool elementwise_affine = true;
+  bool tie_word_embeddings = false;
+  int64_t bos_token_id = -1;           // -1: none
+  std::vector<int64_t> eos_token_ids;  // may be empty
+
+  // Rows of q, k, v and f, stacked in that order in the matrix `layers.i.qkvf`.
+  int64_t q_rows() const { return num_heads * key_dim; }
+  int64_t k_rows() const { return num_kv_heads * key_dim; }
+  int64_t v_rows() const { return num_kv_heads * value_dim; }
+  int64_t f_rows() const { return num_kv_heads * num_slots; }
+  int64_t qkvf_rows() const { return q_rows() + k_rows() + v_rows() + f_rows(); }
+  int64_t attention_width() const { return num_heads * value_dim; }
+
+  // Bytes of one sequence's state: L*G*M*(K+V)*4 plus, for a model with short convolutions,
+  // L*(conv_size-1)*(q_rows+k_rows+v_rows)*4.
+  int64_t state_bytes() const;
+
+  // Weights, the embedding counted once when tied.
+  int64_t parameters() const;
+
+  bool operator==(const GsaConfig&) const = default;
+};
+
+// Reads config.json as flash-linear-attention writes it, fills in the defaults and checks every
+// field's type and range. `name` stands for the file in errors. Throws gsa::Error naming the field.
+// Unknown fields are ignored; `attn` (unless null) and `attnres_block_size` (unless null) are
+// refused, model_type other than "gsa" too.
+GsaConfig parse_hf_config(std::string_view json, const std::string& name);
+
+// The normalised form stored as `gsa.config` in a converted checkpoint; keys sorted, so equal
+// configs give equal bytes. parse_normalized_config checks as strictly.
+std::string normalized_config(const GsaConfig& config);
+GsaConfig parse_normalized_config(std::string_view json, const std::string& name);
+
+}  // namespace gsa

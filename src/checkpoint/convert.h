@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+
+#include "kernels/tensor.h"
+
+namespace gsa {
+
+struct ConvertOptions {
+  std::optional<DType> type;  // f32, f16 or bf16; none: the source's
+  bool force = false;         // overwrite an existing destination
+  // Called after each piece with bytes written and bytes in all; may throw to stop, which leaves
+  // nothing behind.
+  std::function<void(int64_t done, int64_t total)> progress;
+};
+
+// Writes the Hugging Face folder `source` as one checkpoint file. Streams: resident memory stays
+// near one tensor's size, whatever the model's. The same input gives the same bytes. Throws
+// gsa::Error; nothing is ever left under `destination` but a whole file.
+void convert(const std::filesystem::path& source, const std::filesystem::path& destination,
+             const ConvertOptions& options = {});
+
+}  // namespace gsa
