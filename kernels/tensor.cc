@@ -56,6 +56,16 @@ int64_t TensorView::elements() const {
   return n;
 }
 
+TensorView TensorView::rows(int64_t begin, int64_t count) const {
+  assert(rank > 0 && begin >= 0 && begin + count <= shape[0]);
+  TensorView view = *this;
+  view.shape[0] = count;
+  if (shape[0] > 0) {
+    view.data = static_cast<std::byte*>(data) + bytes() / shape[0] * begin;
+  }
+  return view;
+}
+
 float* TensorView::f32() const {
   assert(dtype == DType::kF32);
   return static_cast<float*>(data);

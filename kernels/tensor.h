@@ -34,6 +34,9 @@ struct TensorView {
   int64_t elements() const;
   size_t bytes() const { return static_cast<size_t>(elements()) * dtype_bytes(dtype); }
 
+  // Rows [begin, begin + count) along the first dimension.
+  TensorView rows(int64_t begin, int64_t count) const;
+
   // REQUIRES: dtype is kF32 (asserted).
   float* f32() const;
 };

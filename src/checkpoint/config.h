@@ -6,11 +6,10 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/shape.h"
 #include "kernels/tensor.h"
 
 namespace gsa {
-
-enum class FeatureMap : uint8_t { kSwish, kRelu, kT2R };
 
 std::string_view feature_map_name(FeatureMap map);
 
@@ -42,6 +41,9 @@ struct GsaConfig {
   int64_t f_rows() const { return num_kv_heads * num_slots; }
   int64_t qkvf_rows() const { return q_rows() + k_rows() + v_rows() + f_rows(); }
   int64_t attention_width() const { return num_heads * value_dim; }
+  // Channels of the short convolutions: the q, k and v rows.
+  int64_t conv_channels() const { return q_rows() + k_rows() + v_rows(); }
+  MixShape mix_shape() const { return {num_heads, num_kv_heads, key_dim, value_dim, num_slots}; }
 
   // Bytes of one sequence's state: L*G*M*(K+V)*4 plus, for a model with short convolutions,
   // L*(conv_size-1)*(q_rows+k_rows+v_rows)*4.

@@ -1,0 +1,161 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "kernels/sampling.h"
+#include "kernels/shape.h"
+#include "kernels/tensor.h"
+
+namespace gsa {
+
+// Dimension letters used everywhere below:
+//   T tokens in a step, B segments (sequences) in it, R rows of logits asked for
+//   D hidden, N vocabulary, F feed-forward
+//   H query heads, G key/value heads (query head h reads memory h / (H/G))
+//   K key dim per head, V value dim per head, M slots per head
+
+// Memory of a backend, freed on destruction.
+class Buffer {
+ public:
+  using Deleter = std::function<void(void*)>;
+
+  Buffer() = default;
+  Buffer(void* data, size_t bytes, Deleter deleter)
+      : data_(data, std::move(deleter)), bytes_(bytes) {}
+
+  void* data() const { return data_.get(); }
+  float* f32() const { return static_cast<float*>(data_.get()); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  std::unique_ptr<void, Deleter> data_{nullptr, [](void*) {}};
+  size_t bytes_ = 0;
+};
+
+// A run of consecutive tokens of one sequence. Decode is a segment of one.
+struct Segment {
+  int32_t state = 0;  // index in the pool
+  int32_t first = 0;  // row of its first token in the packed step
+  int32_t count = 0;
+};
+
+// What one step computes. Segments cover the tokens in order, without gaps; no state stands in two
+// segments.
+struct Step {
+  std::span<const int32_t> tokens;      // [T] ids in [0, N)
+  std::span<const Segment> segments;    // [B]
+  std::span<const int32_t> logit_rows;  // [R] rows of the packed step whose logits are wanted
+};
+
+// The most that a step will ever hold; scratch memory is taken for it once.
+struct StepLimits {
+  int64_t tokens = 0;
+  int64_t segments = 0;
+  int64_t logit_rows = 0;
+};
+
+// y = W norm(x) or, with accumulate, y += W norm(x), where
+// norm(x) = x / sqrt(mean(x^2) + eps) * norm_weight (RMSNorm, Zhang & Sennrich 2019).
+struct NormProject {
+  TensorView x;            // [rows, cols] f32
+  TensorView norm_weight;  // [cols] f32, or null for ones
+  double eps = 0;
+  TensorView weight;  // [out, cols]
+  bool accumulate = false;
+  TensorView y;  // [rows, out] f32
+};
+
+// Depthwise causal convolution of width C over the q, k, v columns of qkvf, then SiLU, in place.
+struct Convolve {
+  TensorView weight;         // [channels, C] f32, oldest input first
+  TensorView qkvf;           // [T, >= channels] f32; the first `channels` columns change
+  float* history = nullptr;  // this layer's last C-1 inputs, [C-1, channels] at state 0
+  int64_t state_stride = 0;  // floats from one state to the next
+};
+
+// The GSA recurrence (arXiv 2409.07146) for every token in order, from the projections to the
+// input of the output norm:
+//   q, k = phi(q), phi(k); v = silu(v); g = sigmoid(f)^(1/normalizer); s = 1 - g
+//   Hk = Hk diag(g) + k (x) s; p = softmax_M(q . Hk); Hv = diag(g) Hv + s (x) v; o = silu(p . Hv)
+struct Mix {
+  MixShape shape;
+  FeatureMap feature_map = FeatureMap::kSwish;
+  TensorView feature_weight;  // [K, K], for kT2R
+  double normalizer = 8;
+  TensorView qkvf;           // [T, H*K + G*K + G*V + G*M] f32; used as scratch
+  float* hk = nullptr;       // this layer's [G, K, M] at state 0
+  float* hv = nullptr;       // this layer's [G, M, V] at state 0
+  int64_t state_stride = 0;  // floats from one state to the next
+  TensorView out;            // [T, H*V] f32
+};
+
+// x += Wdown (silu(Wgate n) * Wup n) with n = norm(x).
+struct GatedMlp {
+  TensorView norm_weight;  // [D] f32, or null
+  double eps = 0;
+  TensorView gate_up;  // [2F, D], gate rows first
+  TensorView down;     // [D, F]
+  TensorView hidden;   // [T, F] f32 scratch
+  TensorView x;        // [T, D] f32, in and out
+};
+
+// Memory, a stream, and every fused operation of a GSA model on one device.
+//
+// Operations are queued in order on the backend's stream; they may still run when the call returns.
+// download() and sample() alone wait for what they return. A backend is used by one thread at a
+// time. Shapes are the caller's part: operations assert them. Device failures throw gsa::Error.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string_view name() const = 0;  // "cpu", "cuda"
+  // For people: the processor, threads, instruction set.
+  virtual std::string description() const = 0;
+  virtual int threads() const = 0;
+
+  // Zeroed device memory, 64-byte aligned; throws with the size asked for where there is none.
+  virtual Buffer allocate(size_t bytes) = 0;
+  // Makes weights usable by the operations: a view of the same memory on a CPU, a copy owned by
+  // the backend on a device. The host memory must outlive the backend's use of it.
+  virtual TensorView import_weights(const TensorView& host) = 0;
+  virtual void upload(const void* host, size_t bytes, void* device) = 0;
+  virtual void download(const void* device, size_t bytes, void* host) = 0;
+  virtual void copy(const void* from, size_t bytes, void* to) = 0;
+  virtual void fill(float* device, int64_t count, float value) = 0;
+  virtual void synchronize() = 0;
+  // Bytes per second that reading memory reaches now, with all threads; takes about a second.
+  virtual double measure_read_bandwidth() = 0;
+
+  // Takes scratch for the widest step of a model; called once, before the first step.
+  virtual void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) = 0;
+
+  // Tells the backend what the following operations work on. The spans must live until the next
+  // begin_step().
+  virtual void begin_step(const Step& step) = 0;
+
+  virtual void embed(const TensorView& table, const TensorView& x) = 0;  // [N, D] -> [T, D] f32
+  virtual void norm_project(const NormProject& args) = 0;
+  virtual void convolve(const Convolve& args) = 0;
+  virtual void mix(const Mix& args) = 0;
+  virtual void gated_mlp(const GatedMlp& args) = 0;
+  // Rows step.logit_rows of x [T, D] f32 -> [R, D] f32.
+  virtual void gather_logit_rows(const TensorView& x, const TensorView& out) = 0;
+
+  // Draws one token per row of logits [rows, N] f32. A row whose logits hold a NaN throws.
+  virtual void sample(const TensorView& logits, std::span<const SampleRow> rows,
+                      std::span<SampleResult> results) = 0;
+};
+
+// The CPU. threads 0: one per physical core.
+std::unique_ptr<Backend> make_cpu_backend(int threads);
+
+// The device by the name a user gives, "auto", "cpu" or "cuda"; throws where it is absent.
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
+
+}  // namespace gsa

@@ -1,0 +1,207 @@
+#include <algorithm>
+#include <atomic>
+#include <cassert>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <sys/mman.h>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/mix.h"
+#include "kernels/cpu/read_bandwidth.h"
+#include "kernels/cpu/sample.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/error.h"
+
+namespace gsa {
+namespace {
+
+// Rows of a weight in one unit of work: enough that claiming a unit costs nothing, few enough that
+// the threads end together and that a unit stays in the second cache level.
+constexpr int64_t kRowsPerUnit = 32;
+
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  }
+  return "CPU";
+}
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads) : pool_(threads > 0 ? threads : physical_cores()) {}
+
+  std::string_view name() const override { return "cpu"; }
+  std::string description() const override {
+    return fmt::format("{}, {} threads", processor_name(), pool_.threads());
+  }
+  int threads() const override { return pool_.threads(); }
+
+  Buffer allocate(size_t bytes) override;
+  TensorView import_weights(const TensorView& host) override { return host; }
+  void upload(const void* host, size_t bytes, void* device) override {
+    std::memcpy(device, host, bytes);
+  }
+  void download(const void* device, size_t bytes, void* host) override {
+    std::memcpy(host, device, bytes);
+  }
+  void copy(const void* from, size_t bytes, void* to) override { std::memcpy(to, from, bytes); }
+  void fill(float* device, int64_t count, float value) override {
+    std::fill_n(device, count, value);
+  }
+  void synchronize() override {}
+  double measure_read_bandwidth() override { return cpu::measure_read_bandwidth(pool_); }
+
+  void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) override;
+  void begin_step(const Step& step) override { step_ = step; }
+  void embed(const TensorView& table, const TensorView& x) override;
+  void norm_project(const NormProject& args) override;
+  void convolve(const Convolve& args) override { cpu::convolve(args, step_.segments, pool_); }
+  void mix(const Mix& args) override { cpu::mix(args, step_.segments, scratch_, pool_); }
+  void gated_mlp(const GatedMlp& args) override;
+  void gather_logit_rows(const TensorView& x, const TensorView& out) override;
+  void sample(const TensorView& logits, std::span<const SampleRow> rows,
+              std::span<SampleResult> results) override;
+
+ private:
+  // normed_ = norm(x), row by row.
+  void normalize(const TensorView& x, const TensorView& weight, double eps);
+  // y (+)= weight normed_, the rows of the weight shared out among the threads.
+  void project(const TensorView& weight, int64_t tokens, bool accumulate, const float* x, float* y);
+
+  ThreadPool pool_;
+  Step step_;
+  cpu::MixScratch scratch_;
+  std::vector<float> normed_;  // [T, max(D, H*V)]
+  std::vector<float> up_;      // [T, F]
+};
+
+Buffer CpuBackend::allocate(size_t bytes) {
+  // Straight from the system, so that pages come zeroed and only when they are touched.
+  void* data = mmap(nullptr, std::max<size_t>(bytes, 1), PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) {
+    throw Error("cannot allocate {:.2f} GiB of memory: {}", bytes / 0x1p30, std::strerror(errno));
+  }
+  return Buffer(data, bytes, [bytes](void* p) { munmap(p, std::max<size_t>(bytes, 1)); });
+}
+
+void CpuBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) {
+  scratch_.reserve(limits.tokens, shape);
+  normed_.resize(std::max(limits.tokens, limits.logit_rows) * std::max(D, shape.H * shape.V));
+  up_.resize(limits.tokens * F);
+}
+
+void CpuBackend::embed(const TensorView& table, const TensorView& x) {
+  const int64_t D = table.shape[1];
+  for (size_t t = 0; t < step_.tokens.size(); ++t) {
+    cpu::widen(table, step_.tokens[t] * D, D, x.f32() + t * D);
+  }
+}
+
+void CpuBackend::normalize(const TensorView& x, const TensorView& weight, double eps) {
+  const int64_t n = x.shape[1];
+  assert(static_cast<size_t>(x.elements()) <= normed_.size());
+  pool_.parallel_for(x.shape[0], [&](int64_t t) {
+    cpu::rms_norm(x.f32() + t * n, static_cast<const float*>(weight.data), eps, n,
+                  normed_.data() + t * n);
+  });
+}
+
+void CpuBackend::project(const TensorView& weight, int64_t tokens, bool accumulate, const float* x,
+                         float* y) {
+  const int64_t rows = weight.shape[0];
+  pool_.parallel_for((rows + kRowsPerUnit - 1) / kRowsPerUnit, [&](int64_t unit) {
+    cpu::matmul_rows({.x = x,
+                      .x_stride = weight.shape[1],
+                      .tokens = tokens,
+                      .weight = weight,
+                      .row_begin = unit * kRowsPerUnit,
+                      .row_end = std::min((unit + 1) * kRowsPerUnit, rows),
+                      .accumulate = accumulate,
+                      .y = y,
+                      .y_stride = rows});
+  });
+}
+
+void CpuBackend::norm_project(const NormProject& args) {
+  assert(args.x.shape[1] == args.weight.shape[1] && args.y.shape[1] == args.weight.shape[0]);
+  normalize(args.x, args.norm_weight, args.eps);
+  project(args.weight, args.x.shape[0], args.accumulate, normed_.data(), args.y.f32());
+}
+
+void CpuBackend::gated_mlp(const GatedMlp& args) {
+  const int64_t tokens = args.x.shape[0];
+  const int64_t F = args.hidden.shape[1];
+  assert(args.gate_up.shape[0] == 2 * F && static_cast<size_t>(tokens * F) <= up_.size());
+  normalize(args.x, args.norm_weight, args.eps);
+  pool_.parallel_for((F + kRowsPerUnit - 1) / kRowsPerUnit, [&](int64_t unit) {
+    const int64_t begin = unit * kRowsPerUnit;
+    const int64_t end = std::min(begin + kRowsPerUnit, F);
+    cpu::MatmulRows rows{.x = normed_.data(),
+                         .x_stride = args.x.shape[1],
+                         .tokens = tokens,
+                         .weight = args.gate_up.rows(0, F),
+                         .row_begin = begin,
+                         .row_end = end,
+                         .y = args.hidden.f32(),
+                         .y_stride = F};
+    cpu::matmul_rows(rows);
+    rows.weight = args.gate_up.rows(F, F);
+    rows.y = up_.data();
+    cpu::matmul_rows(rows);
+    for (int64_t t = 0; t < tokens; ++t) {
+      cpu::silu_multiply(up_.data() + t * F + begin, end - begin,
+                         args.hidden.f32() + t * F + begin);
+    }
+  });
+  project(args.down, tokens, true, args.hidden.f32(), args.x.f32());
+}
+
+void CpuBackend::gather_logit_rows(const TensorView& x, const TensorView& out) {
+  const int64_t D = x.shape[1];
+  for (size_t r = 0; r < step_.logit_rows.size(); ++r) {
+    std::copy_n(x.f32() + step_.logit_rows[r] * D, D, out.f32() + r * D);
+  }
+}
+
+void CpuBackend::sample(const TensorView& logits, std::span<const SampleRow> rows,
+                        std::span<SampleResult> results) {
+  assert(logits.shape[0] == static_cast<int64_t>(rows.size()) && rows.size() == results.size());
+  const int64_t N = logits.shape[1];
+  std::atomic<bool> nan = false;
+  pool_.parallel_for(static_cast<int64_t>(rows.size()), [&](int64_t r) {
+    const float* row = logits.f32() + r * N;
+    if (std::any_of(row, row + N, [](float v) { return std::isnan(v); })) {
+      nan = true;
+      return;
+    }
+    results[r] = cpu::sample_row(row, N, rows[r]);
+  });
+  if (nan) throw Error("the model's logits are not numbers (NaN): its weights may be damaged");
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(int threads) {
+  return std::make_unique<CpuBackend>(threads);
+}
+
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
+  if (device == "auto" || device == "cpu") return make_cpu_backend(threads);
+  if (device == "cuda") {
+    throw Error("--device cuda: this program was built without CUDA; use --device cpu");
+  }
+  throw Error("--device {}: expected auto, cpu or cuda", device);
+}
+
+}  // namespace gsa

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/sampling.h"
+
+namespace gsa::cpu {
+
+// Draws from one row of n logits; see SamplingParams for the order. Arithmetic is float64, ties go
+// to the lower id, and the draw walks the kept tokens in the order of their ids.
+// REQUIRES: no NaN among the logits, n >= 1.
+SampleResult sample_row(const float* logits, int64_t n, const SampleRow& row);
+
+}  // namespace gsa::cpu

@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "kernels/backend.h"
+#include "model/state_pool.h"
+
+namespace gsa {
+
+enum class Logits : uint8_t { kNone, kLast, kAll };
+
+// The work of one step: packed tokens and the sequences they belong to.
+struct Batch {
+  struct Sequence {
+    int32_t state = 0;
+    int32_t first = 0;  // row of its first token
+    int32_t count = 0;
+    Logits logits = Logits::kLast;
+  };
+
+  std::vector<int32_t> tokens;
+  std::vector<Sequence> sequences;
+
+  // Appends a sequence's next tokens. A state may stand in a batch once.
+  void add(const StateHandle& state, std::span<const int32_t> tokens, Logits logits);
+  void clear();
+};
+
+// A GSA language model on a backend: weights and the forward pass.
+//
+// All activations are allocated at construction for the widest step; forward() allocates nothing
+// on the device. Used by one thread at a time, the one that uses the backend.
+class GsaModel {
+ public:
+  // The weights must outlive the model. Throws where the backend lacks memory.
+  GsaModel(const GsaConfig& config, const ModelWeights& weights, Backend& backend,
+           const StepLimits& limits);
+
+  const GsaConfig& config() const { return config_; }
+  const StepLimits& limits() const { return limits_; }
+  Backend& backend() const { return backend_; }
+
+  // Bytes of weights that a step reads once, however many tokens are in it. The embedding table is
+  // counted only where it is also the head.
+  int64_t weight_bytes() const;
+
+  // Runs the batch, updates the states in place and returns the logits asked for, [R, N] f32 in
+  // device memory, in the order of the sequences and their tokens; valid until the next call.
+  // Throws where the batch exceeds the limits or holds a token outside the vocabulary, before
+  // anything is changed.
+  TensorView forward(const Batch& batch, StatePool& states);
+
+ private:
+  void check(const Batch& batch) const;
+  void run_layer(int64_t layer, StatePool& states, int64_t tokens);
+  TensorView view(const Buffer& buffer, int64_t rows, int64_t columns) const;
+
+  GsaConfig config_;
+  ModelWeights weights_;  // as the backend sees them
+  Backend& backend_;
+  StepLimits limits_;
+
+  // Activations, all f32.
+  Buffer x_;       // [T, D] the residual stream
+  Buffer qkvf_;    // [T, H*K + G*K + G*V + G*M]
+  Buffer mixed_;   // [T, H*V]
+  Buffer hidden_;  // [T, F]
+  Buffer last_;    // [R, D]
+  Buffer logits_;  // [R, N]
+
+  // The step being run.
+  std::vector<Segment> segments_;
+  std::vector<int32_t> logit_rows_;
+};
+
+}  // namespace gsa
