@@ -108,7 +108,7 @@ struct GatedMlp {
 // Memory, a stream, and every fused operation of a GSA model on one device.
 //
 // Operations are queued in order on the backend's stream; they may still run when the call returns.
-// download() and sample() alone wait for what they return. A backend is used by one thread at a
+// download(), score() and sample() alone wait for what they return. A backend is used by one thread at a
 // time. Shapes are the caller's part: operations assert them. Device failures throw gsa::Error.
 class Backend {
  public:
@@ -146,6 +146,10 @@ class Backend {
   virtual void gated_mlp(const GatedMlp& args) = 0;
   // Rows step.logit_rows of x [T, D] f32 -> [R, D] f32.
   virtual void gather_logit_rows(const TensorView& x, const TensorView& out) = 0;
+
+  // Log-probability of one given token per row of logits [rows, N] f32, and of the `top` likeliest.
+  virtual void score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
+                     std::span<SampleResult> results) = 0;
 
   // Draws one token per row of logits [rows, N] f32. A row whose logits hold a NaN throws.
   virtual void sample(const TensorView& logits, std::span<const SampleRow> rows,

@@ -49,8 +49,9 @@ struct SampleRow {
 
 struct SampleResult {
   int32_t token = 0;
-  // Log-probabilities under the model's own distribution (softmax of the raw logits), natural log.
-  // Filled where params->logprobs > 0: of the drawn token, and of the most likely in order.
+  // Log-probabilities under the model's own distribution (softmax of the raw logits), natural log:
+  // of the token, and of the most likely ones in order. sample() fills them where
+  // params->logprobs > 0, score() always.
   float logprob = 0;
   std::vector<TokenLogprob> top;
 };

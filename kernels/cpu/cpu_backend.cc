@@ -69,10 +69,16 @@ class CpuBackend final : public Backend {
   void mix(const Mix& args) override { cpu::mix(args, step_.segments, scratch_, pool_); }
   void gated_mlp(const GatedMlp& args) override;
   void gather_logit_rows(const TensorView& x, const TensorView& out) override;
+  void score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
+             std::span<SampleResult> results) override;
   void sample(const TensorView& logits, std::span<const SampleRow> rows,
               std::span<SampleResult> results) override;
 
  private:
+  // results[r] = body(row r of the logits, r), rows in parallel; throws where one holds a NaN.
+  template <typename Body>
+  void for_each_row(const TensorView& logits, std::span<SampleResult> results, const Body& body);
+
   // normed_ = norm(x), row by row.
   void normalize(const TensorView& x, const TensorView& weight, double eps);
   // y (+)= weight normed_, the rows of the weight shared out among the threads.
@@ -174,20 +180,35 @@ void CpuBackend::gather_logit_rows(const TensorView& x, const TensorView& out) {
   }
 }
 
-void CpuBackend::sample(const TensorView& logits, std::span<const SampleRow> rows,
-                        std::span<SampleResult> results) {
-  assert(logits.shape[0] == static_cast<int64_t>(rows.size()) && rows.size() == results.size());
+template <typename Body>
+void CpuBackend::for_each_row(const TensorView& logits, std::span<SampleResult> results,
+                              const Body& body) {
+  assert(logits.shape[0] == static_cast<int64_t>(results.size()));
   const int64_t N = logits.shape[1];
   std::atomic<bool> nan = false;
-  pool_.parallel_for(static_cast<int64_t>(rows.size()), [&](int64_t r) {
+  pool_.parallel_for(static_cast<int64_t>(results.size()), [&](int64_t r) {
     const float* row = logits.f32() + r * N;
     if (std::any_of(row, row + N, [](float v) { return std::isnan(v); })) {
       nan = true;
-      return;
+    } else {
+      results[r] = body(row, r);
     }
-    results[r] = cpu::sample_row(row, N, rows[r]);
   });
   if (nan) throw Error("the model's logits are not numbers (NaN): its weights may be damaged");
+}
+
+void CpuBackend::score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
+                       std::span<SampleResult> results) {
+  for_each_row(logits, results, [&](const float* row, int64_t r) {
+    return cpu::score_row(row, logits.shape[1], targets[r], top);
+  });
+}
+
+void CpuBackend::sample(const TensorView& logits, std::span<const SampleRow> rows,
+                        std::span<SampleResult> results) {
+  for_each_row(logits, results, [&](const float* row, int64_t r) {
+    return cpu::sample_row(row, logits.shape[1], rows[r]);
+  });
 }
 
 }  // namespace

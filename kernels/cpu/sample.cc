@@ -38,23 +38,6 @@ void keep_share(double share, std::vector<Candidate>& candidates) {
   candidates.resize(kept);
 }
 
-void fill_logprobs(const float* logits, int64_t n, int32_t count, SampleResult& result) {
-  const double max = *std::max_element(logits, logits + n);
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += std::exp(logits[i] - max);
-  const double log_sum = max + std::log(sum);
-  std::vector<int32_t> order(n);
-  std::iota(order.begin(), order.end(), 0);
-  const auto end = order.begin() + std::min<int64_t>(count, n);
-  std::partial_sort(order.begin(), end, order.end(), [&](int32_t a, int32_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  });
-  for (auto it = order.begin(); it != end; ++it) {
-    result.top.push_back({*it, static_cast<float>(logits[*it] - log_sum)});
-  }
-  result.logprob = static_cast<float>(logits[result.token] - log_sum);
-}
-
 // Bias, bans and penalties.
 void adjust(const SampleRow& row, std::vector<float>& logits) {
   const int64_t n = static_cast<int64_t>(logits.size());
@@ -137,15 +120,39 @@ int32_t draw(const float* logits, int64_t n, const SampleRow& row) {
 
 SampleResult sample_row(const float* logits, int64_t n, const SampleRow& row) {
   const SamplingParams& p = *row.params;
-  SampleResult result;
+  int32_t token;
   if (row.counts.empty() && row.banned.empty() && p.logit_bias.empty()) {
-    result.token = draw(logits, n, row);
+    token = draw(logits, n, row);
   } else {
     std::vector<float> adjusted(logits, logits + n);
     adjust(row, adjusted);
-    result.token = draw(adjusted.data(), n, row);
+    token = draw(adjusted.data(), n, row);
   }
-  if (p.logprobs > 0) fill_logprobs(logits, n, p.logprobs, result);
+  if (p.logprobs > 0) return score_row(logits, n, token, p.logprobs);
+  SampleResult result;
+  result.token = token;
+  return result;
+}
+
+SampleResult score_row(const float* logits, int64_t n, int32_t token, int32_t top) {
+  const double max = *std::max_element(logits, logits + n);
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += std::exp(logits[i] - max);
+  const double log_sum = max + std::log(sum);
+  SampleResult result;
+  result.token = token;
+  result.logprob = static_cast<float>(logits[token] - log_sum);
+  if (top > 0) {
+    std::vector<int32_t> order(n);
+    std::iota(order.begin(), order.end(), 0);
+    const auto end = order.begin() + std::min<int64_t>(top, n);
+    std::partial_sort(order.begin(), end, order.end(), [&](int32_t a, int32_t b) {
+      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+    });
+    for (auto it = order.begin(); it != end; ++it) {
+      result.top.push_back({*it, static_cast<float>(logits[*it] - log_sum)});
+    }
+  }
   return result;
 }
 

@@ -11,4 +11,7 @@ namespace gsa::cpu {
 // REQUIRES: no NaN among the logits, n >= 1.
 SampleResult sample_row(const float* logits, int64_t n, const SampleRow& row);
 
+// Log-probability of `token` and of the `top` most likely tokens, from float64 sums.
+SampleResult score_row(const float* logits, int64_t n, int32_t token, int32_t top);
+
 }  // namespace gsa::cpu
