@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,31 +17,43 @@ namespace gsa {
 // tokenizer_config.json, generation_config.json.
 class HfFolder {
  public:
-  // Checks that every tensor the config asks for is there with its shape, and none else
-  // (`lm_head.weight` of a tied model and buffers known to be derived are allowed). Throws.
+  // Checks that every tensor the config asks for is there with its shape as f32, f16 or bf16, and
+  // none else (`lm_head.weight` of a tied model is allowed, and not read). Throws gsa::Error naming
+  // the file and the tensor or field.
   static HfFolder open(const std::filesystem::path& folder);
 
   const std::filesystem::path& path() const { return path_; }
+  // config.json, with BOS and EOS as generation_config.json says.
   const GsaConfig& config() const { return config_; }
 
   // By Hugging Face name, over all shards.
   const std::map<std::string, TensorView>& tensors() const { return tensors_; }
   const TensorView& tensor(const std::string& name) const;
 
+  // Type of the large matrices; f32 where they differ.
+  DType type() const { return *type_; }
+
   // True where gate_proj holds gate and up stacked [2F, D] (before February 2025).
   bool stacked_gate() const { return stacked_gate_; }
 
   const std::string& tokenizer() const { return tokenizer_; }          // bytes, or empty
   const std::string& chat_template() const { return chat_template_; }  // or empty
+
+  // As tokenizer_config.json says; else those of Hugging Face's Llama tokenizer: BOS where there is
+  // a tokenizer.model, never EOS.
   const TokenizerRules& tokenizer_rules() const { return rules_; }
 
  private:
   HfFolder() = default;
+  void collect_tensors();
+  void widen_type(DType dtype);
+  void read_tokenizer();
 
   std::filesystem::path path_;
   GsaConfig config_;
   std::vector<SafetensorsFile> files_;
   std::map<std::string, TensorView> tensors_;
+  std::optional<DType> type_;
   bool stacked_gate_ = false;
   std::string tokenizer_;
   std::string chat_template_;

@@ -15,10 +15,11 @@ namespace gsa {
 // One safetensors file, mapped into memory read-only and used in place.
 //
 // open() checks everything that can be checked without reading tensor data: header length against
-// the file, JSON depth and duplicate keys, dtype, shape, offsets (in range, not overlapping, no
-// gaps at the end, agreeing with shape and dtype). It allocates nothing by a length it has not
-// checked. Throws gsa::Error naming the file and the tensor. Movable; views stay valid as long as
-// the object (or the one it was moved to) lives. Reading from several threads is safe.
+// the file, JSON depth and duplicate keys, dtype, shape (at most 4 dimensions), offsets (in range,
+// agreeing with shape and dtype, covering the data without overlap or gap). It allocates nothing by
+// a length it has not checked. Throws gsa::Error naming the file and the tensor. A tensor is
+// aligned only as well as its place in the file is. Movable; views stay valid as long as the object
+// (or the one it was moved to) lives. Reading from several threads is safe.
 class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::filesystem::path& path);
@@ -73,6 +74,10 @@ class SafetensorsWriter {
 
   // Appends bytes to the tensors in their declared order; a tensor may come in many pieces.
   void write(const void* data, size_t bytes);
+
+  // Puts another string of the same length (as JSON) in the place of a metadata value: for what is
+  // known only when the data have been written, such as a hash of them.
+  void replace_metadata(const std::string& key, const std::string& value);
 
   // REQUIRES: all declared bytes written (throws otherwise).
   void finish();
