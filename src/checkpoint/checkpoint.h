@@ -18,15 +18,16 @@ struct TokenizerRules {
 };
 
 // The weights of one layer, in place in the mapped file. Matrices are [rows, cols] row-major, in
-// the checkpoint's type; norms are f32 and null where the model has no elementwise affine.
+// the checkpoint's type; norms are f32. elementwise_affine concerns the attention output's norm
+// only, as in the training library: the others always have weights.
 struct LayerWeights {
-  TensorView attn_norm;    // [D] f32 or null
+  TensorView attn_norm;    // [D] f32
   TensorView qkvf;         // [H*K + G*K + G*V + G*M, D]
   TensorView conv;         // [H*K + G*K + G*V, conv_size] f32, or null
-  TensorView feature_map;  // [K, K] at least 16 bit; null unless t2r
-  TensorView g_norm;       // [H*V] f32 or null
+  TensorView feature_map;  // [K, K]; null unless t2r
+  TensorView g_norm;       // [H*V] f32; null where elementwise_affine is false
   TensorView o_proj;       // [D, H*V]
-  TensorView mlp_norm;     // [D] f32 or null
+  TensorView mlp_norm;     // [D] f32
   TensorView gate_up;      // [2F, D], gate rows first
   TensorView down;         // [D, F]
 };
@@ -34,7 +35,7 @@ struct LayerWeights {
 struct ModelWeights {
   TensorView embeddings;  // [N, D]
   std::vector<LayerWeights> layers;
-  TensorView norm;     // [D] f32 or null
+  TensorView norm;     // [D] f32
   TensorView lm_head;  // [N, D]; the embeddings when tied
 };
 

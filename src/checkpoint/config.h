@@ -29,7 +29,7 @@ struct GsaConfig {
   double gate_logit_normalizer = 8;
   double norm_eps = 1e-6;  // of every norm but the attention output's, which is 1e-5
   int64_t conv_size = 0;   // width of the short convolutions; 0 where the model has none
-  bool elementwise_affine = true;
+  bool elementwise_affine = true;  // the attention output's norm has a weight
   bool tie_word_embeddings = false;
   int64_t bos_token_id = -1;           // -1: none
   std::vector<int64_t> eos_token_ids;  // may be empty
