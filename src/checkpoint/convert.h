@@ -10,11 +10,11 @@
 namespace gsa {
 
 struct ConvertOptions {
-  std::optional<DType> type;  // f32, f16 or bf16; none: the source's
-  bool force = false;         // overwrite an existing destination
+  std::optional<DType> type = std::nullopt;  // f32, f16 or bf16; none: the source's
+  bool force = false;                        // overwrite an existing destination
   // Called after each piece with bytes written and bytes in all; may throw to stop, which leaves
   // nothing behind.
-  std::function<void(int64_t done, int64_t total)> progress;
+  std::function<void(int64_t done, int64_t total)> progress = nullptr;
 };
 
 // Writes the Hugging Face folder `source` as one checkpoint file. Streams: resident memory stays
