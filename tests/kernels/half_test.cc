@@ -1,5 +1,7 @@
 #include "kernels/half.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -32,7 +34,9 @@ TEST(Half, WidensEveryF16ToItsExactValue) {
     const float value = f16_to_f32(static_cast<uint16_t>(bits));
     if (exponent == 31) {
       EXPECT_EQ(std::isnan(value), fraction != 0) << bits;
-      if (fraction == 0) EXPECT_EQ(value, sign * std::numeric_limits<float>::infinity());
+      if (fraction == 0) {
+        EXPECT_EQ(value, sign * std::numeric_limits<float>::infinity());
+      }
     } else {
       const double expected =
           exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
@@ -45,8 +49,12 @@ TEST(Half, WidensEveryF16ToItsExactValue) {
 TEST(Half, NarrowsBackWhatItWidened) {
   for (uint32_t i = 0; i < 0x10000; ++i) {
     const auto bits = static_cast<uint16_t>(i);
-    if (!std::isnan(f16_to_f32(bits))) EXPECT_EQ(f32_to_f16(f16_to_f32(bits)), bits);
-    if (!std::isnan(bf16_to_f32(bits))) EXPECT_EQ(f32_to_bf16(bf16_to_f32(bits)), bits);
+    if (!std::isnan(f16_to_f32(bits))) {
+      EXPECT_EQ(f32_to_f16(f16_to_f32(bits)), bits);
+    }
+    if (!std::isnan(bf16_to_f32(bits))) {
+      EXPECT_EQ(f32_to_bf16(bf16_to_f32(bits)), bits);
+    }
   }
 }
 
