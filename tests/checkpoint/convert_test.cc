@@ -227,6 +227,33 @@ TEST(Convert, RoundsEveryTypeToEveryOther) {
   }
 }
 
+TEST(Convert, JoinsTheBlocksInWhichLargeTensorsAreConverted) {
+  const TemporaryFolder folder;
+  HfSource source;
+  source.config["vocab_size"] = 70'000;  // 4.48 M elements, not a multiple of a block
+  for (const char* name : {"model.embeddings.weight", "lm_head.weight"}) {
+    source.put_zeros(name, DType::kF32, {70'000, 64});
+    std::string& bytes = source.tensors[name].bytes;
+    for (size_t i = 0; i < bytes.size(); i += 4) {
+      const float value = static_cast<float>(i % 1021) - 500;
+      std::memcpy(bytes.data() + i, &value, sizeof(value));
+    }
+  }
+  const Checkpoint plain = convert_and_open(source.write(), folder / "f32");
+  const Checkpoint half = convert_and_open(source.path, folder / "f16", DType::kF16);
+  for (const Checkpoint* model : {&plain, &half}) {
+    for (const TensorView& view : {model->weights().embeddings, model->weights().lm_head}) {
+      const std::vector<float> values = floats(view);
+      ASSERT_EQ(values.size(), 70'000u * 64);
+      size_t wrong = 0;
+      for (size_t i = 0; i < values.size(); ++i) {
+        wrong += values[i] != static_cast<float>(4 * i % 1021) - 500;
+      }
+      EXPECT_EQ(wrong, 0u);
+    }
+  }
+}
+
 TEST(Convert, KeepsConvolutionsInFloat32) {
   const TemporaryFolder folder;
   const Checkpoint model = convert_and_open(fixture("conv"), folder / "m", DType::kF16);
