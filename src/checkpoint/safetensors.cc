@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <optional>
+#include <tuple>
 
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
