@@ -27,8 +27,8 @@ struct GsaConfig {
   int64_t num_slots = 0;          // M
   FeatureMap feature_map = FeatureMap::kSwish;
   double gate_logit_normalizer = 8;
-  double norm_eps = 1e-6;  // of every norm but the attention output's, which is 1e-5
-  int64_t conv_size = 0;   // width of the short convolutions; 0 where the model has none
+  double norm_eps = 1e-6;          // of every norm but the attention output's, which is 1e-5
+  int64_t conv_size = 0;           // width of the short convolutions; 0 where the model has none
   bool elementwise_affine = true;  // the attention output's norm has a weight
   bool tie_word_embeddings = false;
   int64_t bos_token_id = -1;           // -1: none
