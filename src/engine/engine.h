@@ -1,0 +1,122 @@
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/loaded_model.h"
+#include "engine/prefix_cache.h"
+#include "engine/request.h"
+#include "engine/scheduler.h"
+#include "kernels/backend.h"
+#include "model/gsa_model.h"
+#include "model/state_pool.h"
+
+namespace gsa {
+
+struct EngineOptions {
+  std::string device = "auto";  // auto, cpu or cuda
+  int threads = 0;              // 0: one per physical core
+  int64_t states = 0;           // sequences that run at once; 0: as many as memory_bytes hold
+  int64_t memory_bytes = 0;     // for states; 0 with states 0: one state
+  int64_t step_tokens = 512;    // most tokens of a step: prompts are cut into chunks of it
+  int64_t queue_limit = 1024;   // requests that may wait
+  int64_t cache_bytes = 0;      // of host memory for the prefix cache; 0: none
+};
+
+struct EngineStats {
+  int64_t steps = 0;
+  int64_t prompt_tokens = 0;  // computed, not taken from the cache
+  int64_t output_tokens = 0;
+  int64_t waiting = 0;
+  int64_t running = 0;
+  PrefixCache::Counters cache;
+};
+
+struct Task;
+
+// Runs requests on one model with continuous batching, on a thread of its own.
+//
+// submit(), cancel(), stats() and drain() may be called from any thread, callbacks included
+// (drain() not from callbacks). Callbacks run on the engine's thread. A request's tokens depend on
+// the request alone, not on what else is in the batch, when it came or how many threads there are.
+class Engine {
+ public:
+  // Throws gsa::Error where the device is absent or the states do not fit, with the figures.
+  Engine(std::shared_ptr<const LoadedModel> model, const EngineOptions& options);
+
+  // Cancels what is left.
+  ~Engine();
+
+  const LoadedModel& model() const { return *model_; }
+  const Backend& backend() const { return *backend_; }
+  int64_t capacity() const { return states_.capacity(); }
+  int64_t weight_bytes() const { return gsa_model_.weight_bytes(); }
+
+  // Queues a request. `on_result` is called exactly once for every id that is returned. Nothing is
+  // returned when the queue is full or the engine is stopping. Throws RequestError for a request
+  // that could never run.
+  std::optional<RequestId> submit(Request request, ResultCallback on_result,
+                                  DeltaCallback on_delta = nullptr);
+
+  // The same for callers that wait: throws gsa::Error instead of returning nothing.
+  std::future<Result> submit(Request request);
+
+  // Ends a request at the next step boundary; its result has what was generated. Unknown ids are
+  // ignored.
+  void cancel(RequestId id);
+
+  // Waits until every request submitted so far is done.
+  void drain();
+
+  EngineStats stats() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void loop();
+  void step();
+  std::vector<std::unique_ptr<Task>> take_expired(Clock::time_point now);
+  Scheduler::Plan schedule();
+  void begin(Task& task);
+  void run(const Scheduler::Plan& plan);
+  void prefill_done(Task& task, const Scheduler::Chunk& chunk, const TensorView& logits);
+  void sample_first(Task& task, const TensorView& logits);
+  void decode_done(const std::vector<Task*>& tasks, const TensorView& logits);
+  void keep_prefix(const Task& task, const TensorView* logits);
+  void finish_completed(const Scheduler::Plan& plan);
+  void finish(std::unique_ptr<Task> task);
+  void fail_running(const std::string& message);
+  Task& task(RequestId id) const;
+  std::unique_ptr<Task> take(RequestId id);
+
+  std::shared_ptr<const LoadedModel> model_;
+  std::unique_ptr<Backend> backend_;
+  StatePool states_;
+  Scheduler::Options scheduling_;
+  GsaModel gsa_model_;
+  Buffer restored_logits_;  // [1, N] of a snapshot
+  PrefixCache cache_;
+  Batch batch_;
+
+  mutable std::mutex mutex_;  // guards all below
+  std::condition_variable wake_;
+  std::condition_variable idle_;
+  Scheduler scheduler_;
+  std::unordered_map<RequestId, std::unique_ptr<Task>> tasks_;
+  RequestId next_id_ = 1;
+  int64_t unfinished_ = 0;  // results not delivered yet
+  EngineStats stats_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace gsa

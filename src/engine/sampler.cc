@@ -1,0 +1,47 @@
+#include "engine/sampler.h"
+
+#include <utility>
+
+namespace gsa {
+
+Sampler::Sampler(const SamplingParams& params, std::span<const int32_t> context, int64_t window,
+                 std::vector<int32_t> banned, int64_t min_tokens)
+    : params_(params), window_(window), banned_(std::move(banned)), min_tokens_(min_tokens) {
+  if (!penalizes()) return;
+  for (int32_t token : context) push_context(token);
+}
+
+bool Sampler::penalizes() const {
+  return params_.repetition_penalty != 1 || params_.presence_penalty != 0 ||
+         params_.frequency_penalty != 0;
+}
+
+SampleRow Sampler::row() const {
+  SampleRow row{.params = &params_, .index = drawn_, .counts = counts_, .banned = {}};
+  if (static_cast<int64_t>(drawn_) < min_tokens_) row.banned = banned_;
+  return row;
+}
+
+void Sampler::accept(int32_t token) {
+  ++drawn_;
+  if (!penalizes()) return;
+  push_context(token);
+  ++count_of(token).in_output;
+}
+
+TokenCount& Sampler::count_of(int32_t token) {
+  const auto [it, fresh] = positions_.try_emplace(token, counts_.size());
+  if (fresh) counts_.push_back({.token = token});
+  return counts_[it->second];
+}
+
+void Sampler::push_context(int32_t token) {
+  ++count_of(token).in_context;
+  if (window_ < 0) return;
+  context_.push_back(token);
+  if (static_cast<int64_t>(context_.size()) <= window_) return;
+  --count_of(context_.front()).in_context;
+  context_.pop_front();
+}
+
+}  // namespace gsa
