@@ -5,41 +5,46 @@
 
 namespace gsa {
 
-StopStrings::StopStrings(std::vector<std::string> stops) : stops_(std::move(stops)) {
-  std::erase_if(stops_, [](const std::string& stop) { return stop.empty(); });
+StopStrings::StopStrings(const std::vector<std::string>& stops) {
+  for (const std::string& text : stops) {
+    if (text.empty()) continue;
+    Stop stop{text, {0}};
+    for (size_t i = 1; i < text.size(); ++i) {
+      stop.border.push_back(advance(stop, stop.border.back(), text[i]));
+    }
+    stops_.push_back(std::move(stop));
+  }
+}
+
+size_t StopStrings::advance(const Stop& stop, size_t matched, char byte) {
+  while (matched > 0 && stop.text[matched] != byte) matched = stop.border[matched - 1];
+  return stop.text[matched] == byte ? matched + 1 : 0;
 }
 
 std::string StopStrings::push(std::string_view text) {
-  if (stopped_) return {};
-  held_ += text;
-  // The stop that is complete first; of two that end together the longer one.
-  size_t end = std::string::npos, begin = 0;
-  for (const std::string& stop : stops_) {
-    const size_t at = held_.find(stop);
-    if (at == std::string::npos) continue;
-    const size_t stop_end = at + stop.size();
-    if (stop_end < end || (stop_end == end && at < begin)) {
-      end = stop_end;
-      begin = at;
+  if (stopped_) return "";
+  size_t hold = 0;  // bytes at the end that may begin a stop string
+  for (char byte : text) {
+    held_ += byte;
+    hold = 0;
+    size_t complete = 0;
+    for (Stop& stop : stops_) {
+      stop.matched = advance(stop, stop.matched, byte);
+      hold = std::max(hold, stop.matched);
+      if (stop.matched == stop.text.size()) complete = std::max(complete, stop.matched);
+    }
+    if (complete > 0) {
+      stopped_ = true;
+      held_.resize(held_.size() - complete);
+      return std::exchange(held_, "");
     }
   }
-  if (end != std::string::npos) {
-    stopped_ = true;
-    std::string shown = held_.substr(0, begin);
-    held_.clear();
-    return shown;
-  }
-  size_t keep = 0;
-  for (const std::string& stop : stops_) {
-    for (size_t n = std::min(stop.size() - 1, held_.size()); n > keep; --n) {
-      if (held_.ends_with(std::string_view(stop).substr(0, n))) keep = n;
-    }
-  }
-  std::string shown = held_.substr(0, held_.size() - keep);
+  if (text.empty()) return "";
+  std::string shown = held_.substr(0, held_.size() - hold);
   held_.erase(0, shown.size());
   return shown;
 }
 
-std::string StopStrings::finish() { return stopped_ ? std::string() : std::exchange(held_, {}); }
+std::string StopStrings::finish() { return std::exchange(held_, ""); }
 
 }  // namespace gsa

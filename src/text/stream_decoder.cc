@@ -5,30 +5,35 @@
 namespace gsa {
 
 StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool continues)
-    : tokenizer_(&tokenizer), at_start_(!continues) {}
+    : tokenizer_(&tokenizer),
+      at_start_(!continues && tokenizer.leading_blank() != Tokenizer::LeadingBlank::kKeep) {}
 
 std::string StreamDecoder::push(int32_t id) {
-  std::string bytes = tokenizer_->bytes(id);
-  if (at_start_ && !bytes.empty()) {
-    at_start_ = false;
-    if (bytes.starts_with(' ')) bytes.erase(0, 1);
+  std::string text;
+  if (tokenizer_->kind(id) == Tokenizer::Kind::kByte) {
+    held_ += tokenizer_->bytes(id);
+    text = take_utf8(held_, /*complete=*/false);
+  } else {
+    text = finish();
+    text += text_of(id);
   }
-  held_ += bytes;
-  // Everything up to the beginning of an unfinished character at the very end is certain.
-  size_t certain = 0;
-  while (certain < held_.size()) {
-    const Utf8Prefix prefix = utf8_prefix(std::string_view(held_).substr(certain));
-    if (prefix.unfinished) break;
-    certain += prefix.bytes;
-  }
-  const std::string text = repair_utf8(std::string_view(held_).substr(0, certain));
-  held_.erase(0, certain);
+  if (!text.empty()) at_start_ = false;
   return text;
 }
 
 std::string StreamDecoder::finish() {
-  const std::string text = repair_utf8(held_);
-  held_.clear();
+  std::string text = take_utf8(held_, /*complete=*/true);
+  if (!text.empty()) at_start_ = false;
+  return text;
+}
+
+std::string StreamDecoder::text_of(int32_t id) {
+  std::string text = tokenizer_->bytes(id);
+  if (at_start_ && tokenizer_->kind(id) == Tokenizer::Kind::kText &&
+      tokenizer_->piece(id).starts_with(kBlankSymbol)) {
+    text.erase(0, 1);
+    at_start_ = tokenizer_->leading_blank() == Tokenizer::LeadingBlank::kDropEvery;
+  }
   return text;
 }
 

@@ -1,100 +1,196 @@
 #include "text/tokenizer.h"
 
-#include <sentencepiece_processor.h>
-
+#include <algorithm>
+#include <charconv>
 #include <utility>
 
+#include <sentencepiece_processor.h>
+
+#include "checkpoint/json.h"
 #include "kernels/error.h"
+#include "text/stream_decoder.h"
 #include "text/utf8.h"
+
+// Exported by the library and left out of its installed header.
+namespace sentencepiece::logging {
+void SetMinLogLevel(int level);
+}
 
 namespace gsa {
 namespace {
 
-constexpr std::string_view kBlank = "\xe2\x96\x81";  // U+2581, sentencepiece's blank
+void silence_sentencepiece() {
+  constexpr int kFatalOnly = 3;
+  [[maybe_unused]] static const bool once = [] {
+    sentencepiece::logging::SetMinLogLevel(kFatalOnly);
+    return true;
+  }();
+}
+
+std::string with_blanks(std::string_view piece) {
+  std::string text;
+  for (size_t at; (at = piece.find(kBlankSymbol)) != piece.npos;) {
+    text += piece.substr(0, at);
+    text += ' ';
+    piece.remove_prefix(at + kBlankSymbol.size());
+  }
+  return text += piece;
+}
+
+std::string_view tokenizer_of(const Checkpoint& checkpoint) {
+  if (checkpoint.tokenizer().empty()) {
+    throw Error("{}: has no tokenizer; give token ids in place of text", checkpoint.name());
+  }
+  return checkpoint.tokenizer();
+}
 
 }  // namespace
 
 struct Tokenizer::Impl {
-  sentencepiece::SentencePieceProcessor processor;
+  struct Token {
+    Kind kind;
+    std::string piece;
+    std::string bytes;
+  };
+
+  Impl(std::string_view model, const TokenizerRules& rules, int64_t bos_id,
+       const std::string& name);
+  Token read_token(int id) const;
+  LeadingBlank probe_leading_blank() const;
+
+  std::string name;
   TokenizerRules rules;
-  int64_t bos_id = -1;
-  int64_t eos_id = -1;
+  int64_t bos_id;
+  int64_t eos_id;
+  sentencepiece::SentencePieceProcessor processor;
+  std::vector<Token> tokens;
+  LeadingBlank leading_blank;
 };
 
+Tokenizer::Impl::Impl(std::string_view model, const TokenizerRules& rules, int64_t bos_id,
+                      const std::string& name)
+    : name(name), rules(rules), bos_id(bos_id) {
+  silence_sentencepiece();
+  const auto status = processor.LoadFromSerializedProto(model);
+  if (!status.ok()) {
+    throw Error("{}: the tokenizer is no sentencepiece model: {}", name,
+                printable(status.error_message()));
+  }
+  eos_id = processor.eos_id();
+  const int size = processor.GetPieceSize();
+  tokens.reserve(size);
+  for (int id = 0; id < size; ++id) tokens.push_back(read_token(id));
+  leading_blank = probe_leading_blank();
+}
+
+Tokenizer::Impl::Token Tokenizer::Impl::read_token(int id) const {
+  const std::string piece = repair_utf8(processor.IdToPiece(id));
+  if (processor.IsControl(id)) return {Kind::kControl, piece, ""};
+  if (processor.IsByte(id)) {
+    constexpr std::string_view form = "<0x00>";
+    uint8_t byte = 0;
+    const char* digits = piece.data() + form.find("00");
+    if (piece.size() != form.size() ||
+        std::from_chars(digits, digits + 2, byte, 16).ptr != digits + 2) {
+      throw Error("{}: the tokenizer's byte piece {} is \"{}\"", name, id, printable(piece));
+    }
+    return {Kind::kByte, piece, std::string(1, static_cast<char>(byte))};
+  }
+  if (processor.IsUnknown(id)) {
+    std::string surface;
+    processor.Decode(std::vector<int>{id}, &surface).IgnoreError();
+    return {Kind::kUnknown, piece, repair_utf8(surface)};
+  }
+  return {Kind::kText, piece, with_blanks(piece)};
+}
+
+// The library keeps its normaliser's settings to itself, but they show in what it decodes.
+Tokenizer::LeadingBlank Tokenizer::Impl::probe_leading_blank() const {
+  const auto length = [this](const std::vector<int>& ids) {
+    std::string text;
+    processor.Decode(ids, &text).IgnoreError();
+    return text.size();
+  };
+  // The shortest piece with a blank in front: only a blank alone tells the first from every one,
+  // and without such a piece there is no difference.
+  int probe = -1;
+  for (int id = 0; id < static_cast<int>(tokens.size()); ++id) {
+    const Token& token = tokens[id];
+    if (token.kind == Kind::kText && token.piece.starts_with(kBlankSymbol) &&
+        (probe < 0 || token.piece.size() < tokens[probe].piece.size())) {
+      probe = id;
+    }
+  }
+  if (probe < 0 || length({probe}) == tokens[probe].bytes.size()) return LeadingBlank::kKeep;
+  return length({probe, probe}) == 0 ? LeadingBlank::kDropEvery : LeadingBlank::kDropFirst;
+}
+
 Tokenizer::Tokenizer(const Checkpoint& checkpoint)
-    : Tokenizer(checkpoint.tokenizer(), checkpoint.tokenizer_rules(),
+    : Tokenizer(tokenizer_of(checkpoint), checkpoint.tokenizer_rules(),
                 checkpoint.config().bos_token_id, checkpoint.name()) {
   const GsaConfig& config = checkpoint.config();
-  if (!config.eos_token_ids.empty()) impl_->eos_id = config.eos_token_ids.front();
   if (size() > config.vocab_size) {
-    throw Error("{}: the tokenizer has {} pieces, the model's vocabulary {}", checkpoint.name(),
+    throw Error("{}: the tokenizer has {} pieces, more than vocab_size {}", checkpoint.name(),
                 size(), config.vocab_size);
+  }
+  if (impl_->eos_id < 0 && !config.eos_token_ids.empty()) {
+    impl_->eos_id = config.eos_token_ids.front();
   }
 }
 
 Tokenizer::Tokenizer(std::string_view model, const TokenizerRules& rules, int64_t bos_id,
                      const std::string& name)
-    : impl_(std::make_unique<Impl>()) {
-  if (model.empty()) {
-    throw Error("{}: has no tokenizer; give token ids instead of text", name);
-  }
-  const auto status = impl_->processor.LoadFromSerializedProto({model.data(), model.size()});
-  if (!status.ok()) throw Error("{}: the tokenizer is no valid sentencepiece model", name);
-  impl_->rules = rules;
-  impl_->bos_id = bos_id;
-  impl_->eos_id = impl_->processor.eos_id();
-}
+    : impl_(std::make_unique<Impl>(model, rules, bos_id, name)) {}
 
 Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
-int64_t Tokenizer::size() const { return impl_->processor.GetPieceSize(); }
-
-std::vector<int32_t> Tokenizer::encode_plain(std::string_view text) const {
-  std::vector<int> ids;
-  const auto status = impl_->processor.Encode({text.data(), text.size()}, &ids);
-  if (!status.ok()) throw Error("the text cannot be tokenised: {}", status.ToString());
-  return {ids.begin(), ids.end()};
-}
+int64_t Tokenizer::size() const { return static_cast<int64_t>(impl_->tokens.size()); }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<int32_t> ids = encode_plain(text);
-  if (impl_->rules.add_bos && impl_->bos_id >= 0) {
+  const auto& [add_bos, add_eos] = impl_->rules;
+  if (add_bos && impl_->bos_id >= 0) {
     ids.insert(ids.begin(), static_cast<int32_t>(impl_->bos_id));
   }
-  if (impl_->rules.add_eos && impl_->eos_id >= 0) {
-    ids.push_back(static_cast<int32_t>(impl_->eos_id));
-  }
+  if (add_eos && impl_->eos_id >= 0) ids.push_back(static_cast<int32_t>(impl_->eos_id));
   return ids;
 }
 
-std::string Tokenizer::piece(int32_t id) const {
-  return id >= 0 && id < size() ? impl_->processor.IdToPiece(id) : std::string();
-}
-
-std::string Tokenizer::bytes(int32_t id) const {
-  const auto& processor = impl_->processor;
-  if (id < 0 || id >= size() || processor.IsControl(id)) return {};
-  const std::string& piece = processor.IdToPiece(id);
-  if (processor.IsByte(id)) {
-    return std::string(1, static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16)));
+std::vector<int32_t> Tokenizer::encode_plain(std::string_view text) const {
+  std::vector<int32_t> ids;
+  const auto status = impl_->processor.Encode(text, &ids);
+  if (!status.ok()) {
+    throw Error("{}: the tokenizer cannot encode the text: {}", impl_->name,
+                printable(status.error_message()));
   }
-  if (processor.IsUnknown(id)) return " \xe2\x81\x87 ";  // as sentencepiece writes it: U+2047
-  std::string text;
-  for (size_t at = 0; at < piece.size();) {
-    const bool blank = piece.compare(at, kBlank.size(), kBlank) == 0;
-    text += blank ? ' ' : piece[at];
-    at += blank ? kBlank.size() : 1;
-  }
-  return text;
+  // A model of whole words looks its words up among the control pieces too.
+  std::replace_if(
+      ids.begin(), ids.end(), [this](int32_t id) { return kind(id) == Kind::kControl; },
+      impl_->processor.unk_id());
+  return ids;
 }
 
 std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
+  StreamDecoder decoder(*this);
   std::string text;
-  for (int32_t id : ids) text += bytes(id);
-  if (text.starts_with(' ')) text.erase(0, 1);
-  return repair_utf8(text);
+  for (int32_t id : ids) text += decoder.push(id);
+  return text += decoder.finish();
 }
+
+std::string Tokenizer::piece(int32_t id) const {
+  return id >= 0 && id < size() ? impl_->tokens[id].piece : "";
+}
+
+std::string Tokenizer::bytes(int32_t id) const {
+  return id >= 0 && id < size() ? impl_->tokens[id].bytes : "";
+}
+
+Tokenizer::Kind Tokenizer::kind(int32_t id) const {
+  return id >= 0 && id < size() ? impl_->tokens[id].kind : Kind::kControl;
+}
+
+Tokenizer::LeadingBlank Tokenizer::leading_blank() const { return impl_->leading_blank; }
 
 }  // namespace gsa

@@ -1,53 +1,68 @@
 #include "text/utf8.h"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace gsa {
 namespace {
 
-constexpr std::string_view kReplacement = "\xef\xbf\xbd";
-
-// Length of the character that a first byte announces, and the range of its second byte.
-struct Lead {
-  size_t length;
-  uint8_t low, high;
+// What the bytes at the front of a text are.
+struct Front {
+  enum Kind { kCharacter, kBeginning, kInvalid } kind;
+  size_t length;  // of the character
 };
 
-Lead lead_of(uint8_t byte) {
-  if (byte < 0x80) return {1, 0, 0};
-  if (byte < 0xc2) return {0, 0, 0};
-  if (byte < 0xe0) return {2, 0x80, 0xbf};
-  if (byte == 0xe0) return {3, 0xa0, 0xbf};
-  if (byte == 0xed) return {3, 0x80, 0x9f};
-  if (byte < 0xf0) return {3, 0x80, 0xbf};
-  if (byte == 0xf0) return {4, 0x90, 0xbf};
-  if (byte < 0xf4) return {4, 0x80, 0xbf};
-  if (byte == 0xf4) return {4, 0x80, 0x8f};
-  return {0, 0, 0};
+// Table 3-7 of the Unicode standard: the first byte gives the length and the range of the second,
+// which excludes overlong forms, surrogates and what lies above U+10FFFF.
+Front classify(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
+  const uint8_t first = byte(0);
+  if (first < 0x80) return {Front::kCharacter, 1};
+  if (first < 0xC2 || first > 0xF4) return {Front::kInvalid, 0};
+  const size_t length = first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+  for (size_t i = 1; i < std::min(length, text.size()); ++i) {
+    uint8_t low = 0x80, high = 0xBF;
+    if (i == 1) {
+      if (first == 0xE0) low = 0xA0;
+      if (first == 0xED) high = 0x9F;
+      if (first == 0xF0) low = 0x90;
+      if (first == 0xF4) high = 0x8F;
+    }
+    if (byte(i) < low || byte(i) > high) return {Front::kInvalid, 0};
+  }
+  return {text.size() < length ? Front::kBeginning : Front::kCharacter, length};
+}
+
+// Appends to `out` and returns how many bytes of `text` are done with.
+size_t transcode(std::string_view text, bool complete, std::string& out) {
+  size_t at = 0;
+  while (at < text.size()) {
+    const Front front = classify(text.substr(at));
+    if (front.kind == Front::kBeginning && !complete) break;
+    if (front.kind == Front::kCharacter) {
+      out += text.substr(at, front.length);
+      at += front.length;
+    } else {
+      out += kReplacement;
+      ++at;
+    }
+  }
+  return at;
 }
 
 }  // namespace
 
-Utf8Prefix utf8_prefix(std::string_view text) {
-  const Lead lead = lead_of(static_cast<uint8_t>(text[0]));
-  if (lead.length == 0) return {.bytes = 1};
-  for (size_t i = 1; i < lead.length; ++i) {
-    if (i == text.size()) return {.bytes = 1, .unfinished = true};
-    const uint8_t byte = static_cast<uint8_t>(text[i]);
-    const uint8_t low = i == 1 ? lead.low : 0x80, high = i == 1 ? lead.high : 0xbf;
-    if (byte < low || byte > high) return {.bytes = 1};
-  }
-  return {.bytes = lead.length, .valid = true};
+std::string take_utf8(std::string& bytes, bool complete) {
+  std::string out;
+  bytes.erase(0, transcode(bytes, complete, out));
+  return out;
 }
 
 std::string repair_utf8(std::string_view text) {
-  std::string repaired;
-  while (!text.empty()) {
-    const Utf8Prefix prefix = utf8_prefix(text);
-    repaired += prefix.valid ? text.substr(0, prefix.bytes) : kReplacement;
-    text.remove_prefix(prefix.bytes);
-  }
-  return repaired;
+  std::string out;
+  out.reserve(text.size());
+  transcode(text, /*complete=*/true, out);
+  return out;
 }
 
 }  // namespace gsa

@@ -1,22 +1,23 @@
 #pragma once
 
-#include <cstddef>
 #include <string>
 #include <string_view>
 
 namespace gsa {
 
-// What stands at the beginning of some bytes.
-struct Utf8Prefix {
-  size_t bytes = 0;        // of the character, or 1 for a byte that begins none
-  bool valid = false;      // a whole character (Unicode 15, table 3-7: no surrogates, no overlong)
-  bool unfinished = false; // the beginning of one, cut off by the end of the text
-};
+// U+2581, which sentencepiece writes for a blank.
+inline constexpr std::string_view kBlankSymbol = "\xE2\x96\x81";
 
-// REQUIRES: text is not empty.
-Utf8Prefix utf8_prefix(std::string_view text);
+// U+FFFD, which stands for a byte that is no UTF-8.
+inline constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
 
-// Every byte that belongs to no valid character becomes U+FFFD.
+// Takes the characters off the front of `bytes` and returns them as valid UTF-8. As in
+// sentencepiece's decoder, every byte that belongs to no character becomes one U+FFFD. The
+// beginning of a character that more bytes could complete, at most three bytes, stays in `bytes`;
+// with `complete` nothing more will come, and those bytes become U+FFFD too.
+std::string take_utf8(std::string& bytes, bool complete);
+
+// The whole text as valid UTF-8, by the same rule.
 std::string repair_utf8(std::string_view text);
 
 }  // namespace gsa
