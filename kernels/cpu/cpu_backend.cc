@@ -1,11 +1,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cassert>
-#include <chrono>
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,6 +37,16 @@ std::string processor_name() {
   return "CPU";
 }
 
+int64_t available_memory() {
+  std::ifstream info("/proc/meminfo");
+  for (std::string key; info >> key;) {
+    int64_t kib = 0;
+    if (key == "MemAvailable:" && info >> kib) return kib * 1024;
+    info.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return std::numeric_limits<int64_t>::max();
+}
+
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads) : pool_(threads > 0 ? threads : physical_cores()) {}
@@ -59,6 +70,7 @@ class CpuBackend final : public Backend {
     std::fill_n(device, count, value);
   }
   void synchronize() override {}
+  int64_t free_memory() const override { return available_memory(); }
   double measure_read_bandwidth() override { return cpu::measure_read_bandwidth(pool_); }
 
   void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) override;

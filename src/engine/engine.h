@@ -1,6 +1,6 @@
 #pragma once
 
-#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <future>
@@ -41,6 +41,7 @@ struct EngineStats {
   PrefixCache::Counters cache;
 };
 
+class Sequence;
 struct Task;
 
 // Runs requests on one model with continuous batching, on a thread of its own.
@@ -82,21 +83,35 @@ class Engine {
  private:
   using Clock = std::chrono::steady_clock;
 
+  // What a step works on.
+  struct Decoding {
+    Task* task;
+    Sequence* sequence;
+  };
+  struct Prefill {
+    Task* task;
+    Scheduler::Chunk chunk;
+    Logits wanted;
+  };
+
   void loop();
   void step();
   std::vector<std::unique_ptr<Task>> take_expired(Clock::time_point now);
   Scheduler::Plan schedule();
   void begin(Task& task);
   void run(const Scheduler::Plan& plan);
-  void prefill_done(Task& task, const Scheduler::Chunk& chunk, const TensorView& logits);
+  void decode_done(const std::vector<Decoding>& decoding, const TensorView& logits);
+  void prefill_done(const Prefill& prefill, const TensorView& logits);
   void sample_first(Task& task, const TensorView& logits);
-  void decode_done(const std::vector<Task*>& tasks, const TensorView& logits);
-  void keep_prefix(const Task& task, const TensorView* logits);
-  void finish_completed(const Scheduler::Plan& plan);
+  void accept(Task& task, Sequence& sequence, SampleResult result);
+  void close(const Task& task, Sequence& sequence, const TensorView& logits);
+  std::shared_ptr<const Snapshot> take_snapshot(const StateHandle& state,
+                                                std::span<const int32_t> tokens,
+                                                const TensorView& logits);
+  void finish_completed();
   void finish(std::unique_ptr<Task> task);
   void fail_running(const std::string& message);
   Task& task(RequestId id) const;
-  std::unique_ptr<Task> take(RequestId id);
 
   std::shared_ptr<const LoadedModel> model_;
   std::unique_ptr<Backend> backend_;

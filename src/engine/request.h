@@ -6,8 +6,11 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "checkpoint/config.h"
+#include "kernels/error.h"
 #include "kernels/sampling.h"
 #include "model/snapshot.h"
 
@@ -36,6 +39,20 @@ struct Request {
   bool prompt_logprobs = false;  // of every prompt token but the first
   bool keep_snapshot = false;    // Completion::snapshot is filled
 };
+
+// A request that could never run; `param` is the field to blame, by its name in OpenAI's API.
+class RequestError : public Error {
+ public:
+  RequestError(const std::string& param, const std::string& message)
+      : Error(message), param_(param) {}
+  const std::string& param() const { return param_; }
+
+ private:
+  std::string param_;
+};
+
+// Throws RequestError for values out of range, for this model and an engine of `capacity` states.
+void check_request(const Request& request, const GsaConfig& config, int64_t capacity);
 
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kDeadline, kError };
 

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -76,9 +77,7 @@ class Filler {
 
 ModelWeights lay_out(const GsaConfig& c, DType type, Arena& arena) {
   const int64_t D = c.hidden_size;
-  const auto norm = [&](int64_t n) {
-    return c.elementwise_affine ? arena.take(DType::kF32, {n}) : TensorView();
-  };
+  const auto norm = [&](int64_t n) { return arena.take(DType::kF32, {n}); };
   ModelWeights weights;
   weights.embeddings = arena.take(type, {c.vocab_size, D});
   for (int64_t i = 0; i < c.num_layers; ++i) {
@@ -87,7 +86,7 @@ ModelWeights lay_out(const GsaConfig& c, DType type, Arena& arena) {
     w.qkvf = arena.take(type, {c.qkvf_rows(), D});
     if (c.conv_size > 0) w.conv = arena.take(DType::kF32, {c.conv_channels(), c.conv_size});
     if (c.feature_map == FeatureMap::kT2R) w.feature_map = arena.take(type, {c.key_dim, c.key_dim});
-    w.g_norm = norm(c.attention_width());
+    if (c.elementwise_affine) w.g_norm = norm(c.attention_width());
     w.o_proj = arena.take(type, {D, c.attention_width()});
     w.mlp_norm = norm(D);
     w.gate_up = arena.take(type, {2 * c.intermediate_size, D});

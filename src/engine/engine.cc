@@ -1,0 +1,400 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/task.h"
+#include "kernels/error.h"
+
+namespace gsa {
+namespace {
+
+int64_t choose_capacity(const EngineOptions& options, const GsaConfig& config,
+                        const Backend& backend) {
+  int64_t states = std::max<int64_t>(options.states, 1);
+  if (options.states == 0 && options.memory_bytes > 0) {
+    states = options.memory_bytes / config.state_bytes();
+    if (states == 0) {
+      throw Error("--memory {:.3f} GiB: one state of this model takes {:.3f} GiB",
+                  options.memory_bytes / 0x1p30, config.state_bytes() / 0x1p30);
+    }
+  }
+  const int64_t free = backend.free_memory();
+  if (states > free / config.state_bytes()) {
+    throw Error("{} states of {:.2f} MiB each need {:.2f} GiB, but {:.2f} GiB are free: at most {}",
+                states, config.state_bytes() / 0x1p20, states * (config.state_bytes() / 0x1p30),
+                free / 0x1p30, free / config.state_bytes());
+  }
+  return states;
+}
+
+Scheduler::Options scheduling(const EngineOptions& options) {
+  return {.step_tokens = options.step_tokens, .queue_limit = options.queue_limit};
+}
+
+StepLimits step_limits(const Scheduler::Options& scheduling, int64_t states) {
+  const int64_t tokens = std::max(scheduling.step_tokens, states + scheduling.min_prefill);
+  return {.tokens = tokens, .segments = states, .logit_rows = tokens};
+}
+
+Logits logits_wanted(const Task& task, const Scheduler::Chunk& chunk) {
+  if (task.request.prompt_logprobs) return Logits::kAll;
+  const bool junction = task.fed + chunk.count == task.snapshot_at;
+  return chunk.last || junction ? Logits::kLast : Logits::kNone;
+}
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<const LoadedModel> model, const EngineOptions& options)
+    : model_(std::move(model)),
+      backend_(make_backend(options.device, options.threads)),
+      states_(model_->config, *backend_, choose_capacity(options, model_->config, *backend_)),
+      scheduling_(scheduling(options)),
+      gsa_model_(model_->config, model_->weights, *backend_,
+                 step_limits(scheduling_, states_.capacity())),
+      restored_logits_(backend_->allocate(model_->config.vocab_size * sizeof(float))),
+      cache_(options.cache_bytes),
+      scheduler_(scheduling_) {
+  thread_ = std::thread([this] { loop(); });
+}
+
+Engine::~Engine() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    for (auto& [id, task] : tasks_) task->cancelled = true;
+  }
+  wake_.notify_all();
+  thread_.join();
+}
+
+std::optional<RequestId> Engine::submit(Request request, ResultCallback on_result,
+                                        DeltaCallback on_delta) {
+  check_request(request, model_->config, capacity());
+  auto task = std::make_unique<Task>();
+  task->request = std::move(request);
+  task->on_result = std::move(on_result);
+  task->on_delta = std::move(on_delta);
+  task->result.submitted = Clock::now();
+  const std::lock_guard lock(mutex_);
+  if (stopping_) return std::nullopt;
+  const RequestId id = next_id_;
+  if (!scheduler_.submit(id, task->request.priority, task->request.n)) return std::nullopt;
+  ++next_id_;
+  ++unfinished_;
+  task->id = id;
+  tasks_.emplace(id, std::move(task));
+  wake_.notify_one();
+  return id;
+}
+
+std::future<Result> Engine::submit(Request request) {
+  auto promise = std::make_shared<std::promise<Result>>();
+  std::future<Result> future = promise->get_future();
+  if (!submit(std::move(request), [promise](Result&& r) { promise->set_value(std::move(r)); })) {
+    throw Error("the engine's queue of {} requests is full", scheduling_.queue_limit);
+  }
+  return future;
+}
+
+void Engine::cancel(RequestId id) {
+  const std::lock_guard lock(mutex_);
+  if (const auto it = tasks_.find(id); it != tasks_.end()) it->second->cancelled = true;
+}
+
+void Engine::drain() {
+  std::unique_lock lock(mutex_);
+  idle_.wait(lock, [this] { return unfinished_ == 0; });
+}
+
+EngineStats Engine::stats() const {
+  const std::lock_guard lock(mutex_);
+  EngineStats stats = stats_;
+  stats.waiting = scheduler_.waiting();
+  stats.running = scheduler_.running();
+  return stats;
+}
+
+void Engine::loop() {
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+      if (tasks_.empty()) return;
+    }
+    step();
+  }
+}
+
+void Engine::step() {
+  for (std::unique_ptr<Task>& task : take_expired(Clock::now())) finish(std::move(task));
+  const Scheduler::Plan plan = schedule();
+  if (!plan.empty()) {
+    try {
+      run(plan);
+    } catch (const Error& error) {
+      fail_running(error.what());
+    }
+  }
+  finish_completed();
+}
+
+// Requests that were cancelled or ran out of time, wherever they stand.
+std::vector<std::unique_ptr<Task>> Engine::take_expired(Clock::time_point now) {
+  std::vector<std::unique_ptr<Task>> expired;
+  const std::lock_guard lock(mutex_);
+  for (auto it = tasks_.begin(); it != tasks_.end();) {
+    Task& task = *it->second;
+    const bool late = task.request.deadline && *task.request.deadline <= now;
+    if (!task.cancelled && !late) {
+      ++it;
+      continue;
+    }
+    if (task.sequences.empty()) task.result.completions.resize(task.request.n);
+    const FinishReason reason = late ? FinishReason::kDeadline : FinishReason::kCancelled;
+    for (Completion& completion : task.result.completions) completion.finish_reason = reason;
+    for (auto& sequence : task.sequences) sequence->end(reason);
+    scheduler_.remove(task.id);
+    expired.push_back(std::move(it->second));
+    it = tasks_.erase(it);
+  }
+  return expired;
+}
+
+// Admits what fits and decides what the next step computes.
+Scheduler::Plan Engine::schedule() {
+  std::vector<Task*> admitted;
+  {
+    const std::lock_guard lock(mutex_);
+    for (RequestId id : scheduler_.admit(states_.available())) {
+      admitted.push_back(tasks_.at(id).get());
+    }
+  }
+  for (Task* task : admitted) begin(*task);
+  const std::lock_guard lock(mutex_);
+  for (const Task* task : admitted) {
+    const int64_t left = static_cast<int64_t>(task->context.size()) - task->fed;
+    const int64_t cut = task->snapshot_at > task->fed ? task->snapshot_at - task->fed : 0;
+    scheduler_.start(task->id, left, cut);
+  }
+  return scheduler_.plan();
+}
+
+// Takes states for an admitted request and restores what is known of its prompt.
+void Engine::begin(Task& task) {
+  const Request& request = task.request;
+  task.result.started = Clock::now();
+  for (int32_t i = 0; i < request.n; ++i) task.states.push_back(*states_.acquire());
+  std::shared_ptr<const Snapshot> known = request.from;
+  if (known) task.context = known->tokens;
+  task.context.insert(task.context.end(), request.prompt.begin(), request.prompt.end());
+  task.result.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  if (!known && cache_.enabled() && !request.prompt_logprobs) {
+    PrefixCache::Lookup lookup = cache_.find(task.context);
+    known = std::move(lookup.hit);
+    task.snapshot_at = lookup.junction;
+    if (known) task.result.cached_tokens = static_cast<int64_t>(known->tokens.size());
+  }
+  if (!known) return;
+  states_.import_state(known->state, task.states[0]);
+  task.fed = static_cast<int64_t>(known->tokens.size());
+  if (task.fed < static_cast<int64_t>(task.context.size())) return;
+  const int64_t N = model_->config.vocab_size;
+  backend_->upload(known->logits.data(), N * sizeof(float), restored_logits_.data());
+  sample_first(task, TensorView(restored_logits_.data(), DType::kF32, {1, N}));
+}
+
+void Engine::run(const Scheduler::Plan& plan) {
+  batch_.clear();
+  std::vector<Decoding> decoding;
+  for (RequestId id : plan.decode) {
+    Task& owner = task(id);
+    for (auto& sequence : owner.sequences) {
+      if (sequence->ended() && !sequence->closing) continue;
+      const int32_t token = sequence->last_token();
+      batch_.add(sequence->state, {&token, 1}, Logits::kLast);
+      decoding.push_back({&owner, sequence.get()});
+    }
+  }
+  std::vector<Prefill> prefill;
+  for (const Scheduler::Chunk& chunk : plan.prefill) {
+    Task& owner = task(chunk.id);
+    const std::span<const int32_t> tokens(owner.context);
+    const Logits wanted = logits_wanted(owner, chunk);
+    batch_.add(owner.states[0], tokens.subspan(owner.fed, chunk.count), wanted);
+    prefill.push_back({&owner, chunk, wanted});
+  }
+  const TensorView logits = gsa_model_.forward(batch_, states_);
+  int64_t row = static_cast<int64_t>(decoding.size());
+  decode_done(decoding, logits.rows(0, row));
+  for (const Prefill& p : prefill) {
+    const int64_t rows = p.wanted == Logits::kAll ? p.chunk.count : p.wanted == Logits::kLast;
+    prefill_done(p, logits.rows(row, rows));
+    row += rows;
+  }
+  const std::lock_guard lock(mutex_);
+  ++stats_.steps;
+  stats_.output_tokens += static_cast<int64_t>(decoding.size());
+  stats_.prompt_tokens += static_cast<int64_t>(batch_.tokens.size() - decoding.size());
+  stats_.cache = cache_.counters();
+}
+
+void Engine::decode_done(const std::vector<Decoding>& decoding, const TensorView& logits) {
+  std::vector<SampleRow> rows;
+  for (const Decoding& d : decoding) rows.push_back(d.sequence->sample_row());
+  std::vector<SampleResult> results(rows.size());
+  backend_->sample(logits, rows, results);
+  for (size_t i = 0; i < decoding.size(); ++i) {
+    auto [owner, sequence] = decoding[i];
+    if (sequence->closing) {
+      close(*owner, *sequence, logits.rows(static_cast<int64_t>(i), 1));
+    } else {
+      accept(*owner, *sequence, std::move(results[i]));
+    }
+  }
+}
+
+void Engine::prefill_done(const Prefill& prefill, const TensorView& logits) {
+  Task& task = *prefill.task;
+  const int64_t count = prefill.chunk.count;
+  if (prefill.wanted == Logits::kAll) {
+    // Row i tells of the token after it; the prompt's last row tells of none in it.
+    const int64_t scored = prefill.chunk.last ? count - 1 : count;
+    const std::span<const int32_t> targets =
+        std::span<const int32_t>(task.context).subspan(task.fed + 1, scored);
+    std::vector<SampleResult> results(scored);
+    backend_->score(logits.rows(0, scored), targets, task.request.sampling.logprobs, results);
+    std::move(results.begin(), results.end(), std::back_inserter(task.result.prompt_logprobs));
+  }
+  task.fed += count;
+  if (prefill.wanted == Logits::kNone) return;
+  const TensorView last = logits.rows(logits.shape[0] - 1, 1);
+  const bool junction = task.fed == task.snapshot_at;
+  if (cache_.enabled() && !task.request.from && (junction || prefill.chunk.last)) {
+    const std::span<const int32_t> tokens(task.context);
+    if (!cache_.touch(tokens.first(task.fed))) {
+      cache_.insert(take_snapshot(task.states[0], tokens.first(task.fed), last));
+    }
+  }
+  if (prefill.chunk.last) sample_first(task, last);
+}
+
+// The prompt is complete: forks its state to all completions and draws the first token of each.
+void Engine::sample_first(Task& task, const TensorView& logits) {
+  task.result.first_token = Clock::now();
+  for (int32_t i = 0; i < task.request.n; ++i) {
+    if (i > 0) states_.copy(task.states[0], task.states[i]);
+    task.sequences.push_back(std::make_unique<Sequence>(*model_, task.request, task.context, i));
+  }
+  for (int32_t i = 0; i < task.request.n; ++i) {
+    Sequence& sequence = *task.sequences[i];
+    sequence.state = std::move(task.states[i]);
+    if (task.request.max_tokens == 0) {
+      sequence.end(FinishReason::kLength);
+      if (task.request.keep_snapshot) {
+        sequence.completion.snapshot = take_snapshot(sequence.state, task.context, logits);
+      }
+      continue;
+    }
+    const SampleRow row = sequence.sample_row();
+    SampleResult result;
+    backend_->sample(logits, {&row, 1}, {&result, 1});
+    accept(task, sequence, std::move(result));
+  }
+}
+
+void Engine::accept(Task& task, Sequence& sequence, SampleResult result) {
+  const int32_t token = result.token;
+  const std::string text = sequence.accept(std::move(result));
+  if (task.on_delta) task.on_delta({sequence.index(), token, text});
+  if (!sequence.ended()) return;
+  if (task.request.keep_snapshot) {
+    sequence.closing = true;  // one more step takes its last token in
+  } else {
+    sequence.state.reset();
+  }
+}
+
+// The state has taken in every token of an ended sequence.
+void Engine::close(const Task& task, Sequence& sequence, const TensorView& logits) {
+  std::vector<int32_t> tokens = task.context;
+  tokens.insert(tokens.end(), sequence.completion.tokens.begin(), sequence.completion.tokens.end());
+  sequence.completion.snapshot = take_snapshot(sequence.state, tokens, logits);
+  if (cache_.enabled() && !task.request.from) cache_.insert(sequence.completion.snapshot);
+  sequence.closing = false;
+  sequence.state.reset();
+}
+
+std::shared_ptr<const Snapshot> Engine::take_snapshot(const StateHandle& state,
+                                                      std::span<const int32_t> tokens,
+                                                      const TensorView& logits) {
+  auto snapshot = std::make_shared<Snapshot>();
+  snapshot->tokens.assign(tokens.begin(), tokens.end());
+  snapshot->state = states_.export_state(state);
+  snapshot->logits.resize(model_->config.vocab_size);
+  backend_->download(logits.data, snapshot->logits.size() * sizeof(float),
+                     snapshot->logits.data());
+  return snapshot;
+}
+
+// Delivers every task whose completions have all ended.
+void Engine::finish_completed() {
+  std::vector<std::unique_ptr<Task>> completed;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto it = tasks_.begin(); it != tasks_.end();) {
+      if (!it->second->completed()) {
+        ++it;
+        continue;
+      }
+      scheduler_.remove(it->first);
+      completed.push_back(std::move(it->second));
+      it = tasks_.erase(it);
+    }
+  }
+  for (std::unique_ptr<Task>& task : completed) finish(std::move(task));
+}
+
+void Engine::finish(std::unique_ptr<Task> task) {
+  for (auto& sequence : task->sequences) {
+    task->result.completions.push_back(std::move(sequence->completion));
+  }
+  task->result.finished = Clock::now();
+  task->sequences.clear();
+  task->states.clear();
+  if (task->on_result) task->on_result(std::move(task->result));
+  const std::lock_guard lock(mutex_);
+  if (--unfinished_ == 0) idle_.notify_all();
+}
+
+// A step failed: every admitted request ends with the message; the waiting ones go on.
+void Engine::fail_running(const std::string& message) {
+  std::vector<std::unique_ptr<Task>> failed;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto it = tasks_.begin(); it != tasks_.end();) {
+      Task& task = *it->second;
+      if (!task.admitted()) {
+        ++it;
+        continue;
+      }
+      task.result.error = message;
+      if (task.sequences.empty()) task.result.completions.resize(task.request.n);
+      for (auto& sequence : task.sequences) {
+        sequence->end(FinishReason::kError);
+        sequence->completion.finish_reason = FinishReason::kError;
+      }
+      scheduler_.remove(it->first);
+      failed.push_back(std::move(it->second));
+      it = tasks_.erase(it);
+    }
+  }
+  for (std::unique_ptr<Task>& task : failed) finish(std::move(task));
+}
+
+Task& Engine::task(RequestId id) const {
+  const std::lock_guard lock(mutex_);
+  return *tasks_.at(id);
+}
+
+}  // namespace gsa

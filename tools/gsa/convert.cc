@@ -1,0 +1,64 @@
+#include "checkpoint/convert.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "kernels/error.h"
+#include "tools/gsa/commands.h"
+#include "tools/gsa/interrupt.h"
+
+namespace gsa {
+namespace {
+
+struct ConvertFlags {
+  std::string source, destination, type;
+  bool force = false;
+};
+
+void show_progress(int64_t done, int64_t total) {
+  constexpr int kWidth = 40;
+  const int filled = static_cast<int>(done * kWidth / total);
+  std::fprintf(stderr, "\r[%s%s] %3d%%  %.2f of %.2f GB", std::string(filled, '#').c_str(),
+               std::string(kWidth - filled, ' ').c_str(), static_cast<int>(done * 100 / total),
+               done / 1e9, total / 1e9);
+  if (done == total) std::fputc('\n', stderr);
+}
+
+int run_convert(const ConvertFlags& flags) {
+  ConvertOptions options;
+  options.force = flags.force;
+  if (flags.type == "f32") options.type = DType::kF32;
+  if (flags.type == "f16") options.type = DType::kF16;
+  if (flags.type == "bf16") options.type = DType::kBF16;
+  const InterruptGuard guard;
+  const bool terminal = isatty(STDERR_FILENO) != 0;
+  int64_t shown = -1;
+  options.progress = [&](int64_t done, int64_t total) {
+    if (guard.interrupted()) throw Error("interrupted; nothing was written");
+    const int64_t percent = total > 0 ? done * 100 / total : 100;
+    if (!terminal || percent == shown) return;
+    shown = percent;
+    show_progress(done, total);
+  };
+  convert(flags.source, flags.destination, options);
+  return 0;
+}
+
+}  // namespace
+
+void add_convert(CLI::App& program, Action& action) {
+  CLI::App* command = program.add_subcommand(
+      "convert", "Turn a Hugging Face folder of a GSA model into one checkpoint file");
+  const auto flags = std::make_shared<ConvertFlags>();
+  command->add_option("SRC", flags->source, "Folder with config.json and *.safetensors")->required();
+  command->add_option("DST", flags->destination, "The checkpoint to write")->required();
+  command->add_option("--type", flags->type, "Type of the matrices; by default the source's")
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  command->add_flag("--force", flags->force, "Overwrite DST");
+  command->callback([flags, &action] { action = [flags] { return run_convert(*flags); }; });
+}
+
+}  // namespace gsa

@@ -1,0 +1,50 @@
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+
+#include "kernels/error.h"
+#include "tools/gsa/commands.h"
+
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kWrongUsage = 2;
+
+int fail(int status, const char* message) {
+  std::fprintf(stderr, "gsa: error: %s\n", message);
+  return status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  spdlog::set_default_logger(spdlog::stderr_color_st("gsa"));
+  spdlog::set_pattern("%n: %^%l%$: %v");
+
+  CLI::App program("Runs Gated Slot Attention language models.", "gsa");
+  program.set_version_flag("--version", "gsa " GSA_VERSION);
+  program.require_subcommand(1);
+  gsa::Action action;
+  gsa::add_convert(program, action);
+  gsa::add_inspect(program, action);
+  gsa::add_generate(program, action);
+  gsa::add_score(program, action);
+  gsa::add_perplexity(program, action);
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::Success& help) {
+    return program.exit(help);
+  } catch (const CLI::ParseError& error) {
+    return fail(kWrongUsage, (std::string(error.what()) + " (see --help)").c_str());
+  }
+  try {
+    return action();
+  } catch (const std::bad_alloc&) {
+    return fail(kFailed, "out of memory");
+  } catch (const std::exception& error) {
+    return fail(kFailed, error.what());
+  }
+}
