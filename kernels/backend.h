@@ -108,8 +108,9 @@ struct GatedMlp {
 // Memory, a stream, and every fused operation of a GSA model on one device.
 //
 // Operations are queued in order on the backend's stream; they may still run when the call returns.
-// download(), score() and sample() alone wait for what they return. A backend is used by one thread at a
-// time. Shapes are the caller's part: operations assert them. Device failures throw gsa::Error.
+// download(), score() and sample() alone wait for what they return. A backend is used by one thread
+// at a time. Shapes are the caller's part: operations assert them. Device failures throw
+// gsa::Error.
 class Backend {
  public:
   virtual ~Backend() = default;

@@ -332,8 +332,7 @@ std::shared_ptr<const Snapshot> Engine::take_snapshot(const StateHandle& state,
   snapshot->tokens.assign(tokens.begin(), tokens.end());
   snapshot->state = states_.export_state(state);
   snapshot->logits.resize(model_->config.vocab_size);
-  backend_->download(logits.data, snapshot->logits.size() * sizeof(float),
-                     snapshot->logits.data());
+  backend_->download(logits.data, snapshot->logits.size() * sizeof(float), snapshot->logits.data());
   return snapshot;
 }
 

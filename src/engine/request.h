@@ -60,16 +60,16 @@ enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kDeadline, kErro
 std::string_view finish_reason_name(FinishReason reason);
 
 struct Completion {
-  std::vector<int32_t> tokens;       // as drawn, the stop token included
-  std::string text;                  // without stop strings and control tokens
+  std::vector<int32_t> tokens;  // as drawn, the stop token included
+  std::string text;             // without stop strings and control tokens
   FinishReason finish_reason = FinishReason::kError;
   std::vector<SampleResult> logprobs;  // one per token, if asked for
   std::shared_ptr<const Snapshot> snapshot;
 };
 
 struct Result {
-  std::vector<Completion> completions;         // n of them, in order
-  std::vector<SampleResult> prompt_logprobs;   // of prompt tokens 1, 2, ...
+  std::vector<Completion> completions;        // n of them, in order
+  std::vector<SampleResult> prompt_logprobs;  // of prompt tokens 1, 2, ...
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, taken from the prefix cache
   std::string error;          // set when the finish reasons are kError

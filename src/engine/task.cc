@@ -72,9 +72,8 @@ std::string Sequence::end(FinishReason reason) {
 }
 
 bool Task::completed() const {
-  return !sequences.empty() && std::all_of(sequences.begin(), sequences.end(), [](const auto& s) {
-    return s->ended() && !s->closing;
-  });
+  return !sequences.empty() && std::all_of(sequences.begin(), sequences.end(),
+                                           [](const auto& s) { return s->ended() && !s->closing; });
 }
 
 }  // namespace gsa

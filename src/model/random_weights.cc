@@ -25,8 +25,7 @@ class Arena {
 
   std::shared_ptr<const void> map() {
     const size_t bytes = used_;
-    void* data =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) {
       throw Error("cannot allocate {:.2f} GiB for random weights", bytes / 0x1p30);
     }

@@ -17,7 +17,8 @@ std::vector<SafetensorsWriter::Entry> entries(const GsaConfig& c, int64_t T) {
   std::vector<SafetensorsWriter::Entry> list = {
       {"hk", DType::kF32, {L, G, c.key_dim, c.num_slots}},
       {"hv", DType::kF32, {L, G, c.num_slots, c.value_dim}}};
-  if (c.conv_size > 1) list.push_back({"conv", DType::kF32, {L, c.conv_size - 1, c.conv_channels()}});
+  if (c.conv_size > 1)
+    list.push_back({"conv", DType::kF32, {L, c.conv_size - 1, c.conv_channels()}});
   list.push_back({"logits", DType::kF32, {c.vocab_size}});
   list.push_back({"tokens", DType::kI32, {T}});
   return list;

@@ -1,6 +1,5 @@
 #include "text/tokenizer.h"
 
-#include <algorithm>
 #include <charconv>
 #include <utility>
 
@@ -165,10 +164,6 @@ std::vector<int32_t> Tokenizer::encode_plain(std::string_view text) const {
     throw Error("{}: the tokenizer cannot encode the text: {}", impl_->name,
                 printable(status.error_message()));
   }
-  // A model of whole words looks its words up among the control pieces too.
-  std::replace_if(
-      ids.begin(), ids.end(), [this](int32_t id) { return kind(id) == Kind::kControl; },
-      impl_->processor.unk_id());
   return ids;
 }
 

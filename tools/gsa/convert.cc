@@ -53,7 +53,8 @@ void add_convert(CLI::App& program, Action& action) {
   CLI::App* command = program.add_subcommand(
       "convert", "Turn a Hugging Face folder of a GSA model into one checkpoint file");
   const auto flags = std::make_shared<ConvertFlags>();
-  command->add_option("SRC", flags->source, "Folder with config.json and *.safetensors")->required();
+  command->add_option("SRC", flags->source, "Folder with config.json and *.safetensors")
+      ->required();
   command->add_option("DST", flags->destination, "The checkpoint to write")->required();
   command->add_option("--type", flags->type, "Type of the matrices; by default the source's")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}));

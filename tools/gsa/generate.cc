@@ -72,8 +72,8 @@ int run_generate(const GenerateFlags& flags) {
   const std::string text = flags.file.empty() ? flags.prompt : read_text(flags.file);
   request.prompt = prompt_ids(flags, text, *model);
   if (!flags.load_state.empty()) {
-    request.from = std::make_shared<Snapshot>(
-        load_snapshot(flags.load_state, model->config, model->identity));
+    request.from =
+        std::make_shared<Snapshot>(load_snapshot(flags.load_state, model->config, model->identity));
   }
   request.keep_snapshot = !flags.save_state.empty();
   const uint64_t seed = request.sampling.seed;

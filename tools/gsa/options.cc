@@ -23,8 +23,7 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
   command.add_option("--threads", flags.threads, "Threads; 0: one per physical core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
-  command
-      .add_flag_callback("--verbose", [] { spdlog::set_level(spdlog::level::debug); })
+  command.add_flag_callback("--verbose", [] { spdlog::set_level(spdlog::level::debug); })
       ->description("Say more on stderr");
 }
 
@@ -42,11 +41,14 @@ void add_sampling_flags(CLI::App& command, SamplingFlags& f) {
   const auto option = [&](const char* name, auto& value, const char* text) {
     return command.add_option(name, value, text)->capture_default_str();
   };
-  option("-n,--max-tokens", f.max_tokens, "Tokens to generate")->check(CLI::Range(int64_t{0}, kMany));
-  option("--min-tokens", f.min_tokens, "No end of text before")->check(CLI::Range(int64_t{0}, kMany));
+  option("-n,--max-tokens", f.max_tokens, "Tokens to generate")
+      ->check(CLI::Range(int64_t{0}, kMany));
+  option("--min-tokens", f.min_tokens, "No end of text before")
+      ->check(CLI::Range(int64_t{0}, kMany));
   option("--temp", f.temperature, "Temperature; 0: always the likeliest token")
       ->check(CLI::NonNegativeNumber);
-  option("--top-k", f.top_k, "Only the K likeliest tokens; 0: off")->check(CLI::Range(int64_t{0}, kMany));
+  option("--top-k", f.top_k, "Only the K likeliest tokens; 0: off")
+      ->check(CLI::Range(int64_t{0}, kMany));
   option("--top-p", f.top_p, "Only the likeliest tokens that hold this probability; 1: off")
       ->check(CLI::Range(0.0, 1.0));
   option("--min-p", f.min_p, "Only tokens this likely, relative to the likeliest; 0: off")
@@ -62,7 +64,8 @@ void add_sampling_flags(CLI::App& command, SamplingFlags& f) {
   command.add_option("--seed", f.seed, "Of the random numbers; a random one by default");
   command.add_option("--stop", f.stop, "End the text before this string (repeatable)")
       ->allow_extra_args(false);
-  command.add_option("--stop-token", f.stop_token_ids, "End the text at this token id (repeatable)")
+  command
+      .add_option("--stop-token", f.stop_token_ids, "End the text at this token id (repeatable)")
       ->allow_extra_args(false);
   command.add_flag("--ignore-eos", f.ignore_eos, "Go on after the end-of-text token");
   option("--logprobs", f.logprobs, "Report the N likeliest tokens at each step (with --json)")
