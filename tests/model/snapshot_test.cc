@@ -1,0 +1,108 @@
+#include "model/snapshot.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "tests/support/error_of.h"
+#include "tests/support/model_fixture.h"
+#include "tests/support/temporary_folder.h"
+
+namespace gsa {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+GsaConfig small_config(int64_t conv_size) {
+  GsaConfig c;
+  c.hidden_size = 24;
+  c.num_layers = 2;
+  c.vocab_size = 31;
+  c.intermediate_size = 40;
+  c.num_heads = 4;
+  c.num_kv_heads = 2;
+  c.key_dim = 6;
+  c.value_dim = 6;
+  c.num_slots = 10;
+  c.conv_size = conv_size;
+  return c;
+}
+
+const ModelIdentity kModel{"ours.safetensors", "0123456789abcdef"};
+
+Snapshot run_and_take(test::Runner& run, const StateHandle& state,
+                      const std::vector<int32_t>& tokens) {
+  const std::vector<float> logits = run.logits(state, tokens);
+  const int64_t N = run.model.config().vocab_size;
+  return {tokens, run.states.export_state(state), {logits.end() - N, logits.end()}};
+}
+
+TEST(Snapshot, SurvivesAFileBitForBitAndGoesOnAsIfNeverStopped) {
+  for (int64_t conv_size : {0, 1, 4}) {
+    SCOPED_TRACE(conv_size);
+    const GsaConfig config = small_config(conv_size);
+    const RandomWeights random = test::lively_weights(config, 1);
+    const std::vector<int32_t> tokens = test::random_tokens(30, config.vocab_size, 2);
+    const std::vector<int32_t> first(tokens.begin(), tokens.begin() + 17);
+    const std::vector<int32_t> rest(tokens.begin() + 17, tokens.end());
+    test::Runner run(config, random.weights);
+    const StateHandle state = *run.states.acquire();
+    const Snapshot taken = run_and_take(run, state, first);
+    const std::vector<float> expected = run.logits(state, rest);
+
+    const test::TemporaryFolder folder;
+    save_snapshot(taken, config, kModel, folder.path() / "s.safetensors");
+    const Snapshot loaded = load_snapshot(folder.path() / "s.safetensors", config, kModel);
+    EXPECT_EQ(loaded.tokens, taken.tokens);
+    EXPECT_EQ(loaded.state, taken.state);
+    EXPECT_EQ(loaded.logits, taken.logits);
+
+    test::Runner other(config, random.weights, 1, 5);
+    const StateHandle restored = *other.states.acquire();
+    other.states.import_state(loaded.state, restored);
+    EXPECT_EQ(other.logits(restored, rest), expected);
+  }
+}
+
+TEST(Snapshot, OfAnotherModelIsRefusedByName) {
+  const GsaConfig config = small_config(0);
+  const RandomWeights random = test::lively_weights(config, 1);
+  test::Runner run(config, random.weights);
+  const StateHandle state = *run.states.acquire();
+  const test::TemporaryFolder folder;
+  const std::filesystem::path path = folder.path() / "s.safetensors";
+  save_snapshot(run_and_take(run, state, {1, 2, 3}), config, kModel, path);
+  const ModelIdentity other{"theirs.safetensors", "fedcba9876543210"};
+  EXPECT_THAT(test::error_of([&] { load_snapshot(path, config, other); }),
+              AllOf(HasSubstr("s.safetensors"), HasSubstr("ours.safetensors"),
+                    HasSubstr("theirs.safetensors")));
+}
+
+TEST(Snapshot, CutAnywhereIsRefused) {
+  const GsaConfig config = small_config(0);
+  const RandomWeights random = test::lively_weights(config, 1);
+  test::Runner run(config, random.weights);
+  const StateHandle state = *run.states.acquire();
+  const test::TemporaryFolder folder;
+  const std::filesystem::path path = folder.path() / "s.safetensors";
+  save_snapshot(run_and_take(run, state, {1, 2, 3}), config, kModel, path);
+  const auto size = static_cast<int64_t>(std::filesystem::file_size(path));
+  for (int64_t left : {size - 1, size - 12, size / 2, int64_t{100}, int64_t{8}, int64_t{0}}) {
+    std::filesystem::resize_file(path, left);
+    EXPECT_THAT(test::error_of([&] { load_snapshot(path, config, kModel); }),
+                HasSubstr("s.safetensors"))
+        << left << " bytes left";
+  }
+}
+
+TEST(Snapshot, OfAConvertedModelInsteadIsRefused) {
+  const std::string path = std::string(GSA_SOURCE_DIR) + "/models/tale-10m.safetensors";
+  EXPECT_THAT(test::error_of([&] { load_snapshot(path, small_config(0), kModel); }),
+              HasSubstr("not a snapshot"));
+}
+
+}  // namespace
+}  // namespace gsa
