@@ -94,7 +94,8 @@ int run_generate(const GenerateFlags& flags) {
     out["finish_reason"] = finish_reason_name(completion.finish_reason);
     out["seed"] = seed;
     if (flags.sampling.logprobs > 0) {
-      out["logprobs"] = logprobs_json(completion, model->tokenizer ? &*model->tokenizer : nullptr);
+      out["logprobs"] =
+          logprobs_json(completion.logprobs, model->tokenizer ? &*model->tokenizer : nullptr);
     }
     out["usage"] = usage_json(result);
     std::printf("%s\n", dump_json(out).c_str());

@@ -4,7 +4,8 @@
 
 namespace gsa {
 
-nlohmann::ordered_json logprobs_json(const Completion& completion, const Tokenizer* tokenizer) {
+nlohmann::ordered_json logprobs_json(const std::vector<SampleResult>& steps,
+                                     const Tokenizer* tokenizer) {
   const auto entry = [&](int32_t token, float logprob) {
     nlohmann::ordered_json json = {{"id", token}};
     if (tokenizer != nullptr) json["token"] = tokenizer->piece(token);
@@ -12,7 +13,7 @@ nlohmann::ordered_json logprobs_json(const Completion& completion, const Tokeniz
     return json;
   };
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
-  for (const SampleResult& step : completion.logprobs) {
+  for (const SampleResult& step : steps) {
     nlohmann::ordered_json json = entry(step.token, step.logprob);
     json["top_logprobs"] = nlohmann::ordered_json::array();
     for (const TokenLogprob& top : step.top) {
