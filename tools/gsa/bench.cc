@@ -74,7 +74,8 @@ class Bench {
 
   std::vector<int32_t> random_tokens(int64_t count) {
     std::vector<int32_t> tokens(count);
-    for (int32_t& token : tokens) token = static_cast<int32_t>(random_() % model_->config.vocab_size);
+    for (int32_t& token : tokens)
+      token = static_cast<int32_t>(random_() % model_->config.vocab_size);
     return tokens;
   }
 
@@ -112,12 +113,14 @@ class Bench {
                  .n_depth = depth};
     const double state_bytes = 2.0 * static_cast<double>(config.state_bytes());  // read and written
     const double tokens = static_cast<double>(batch * std::max(n_prompt, n_gen));
-    const double steps = n_gen > 0 ? static_cast<double>(n_gen)
-                                   : static_cast<double>((batch * n_prompt + flags_.step_tokens - 1) /
-                                                         flags_.step_tokens);
+    const double steps =
+        n_gen > 0
+            ? static_cast<double>(n_gen)
+            : static_cast<double>((batch * n_prompt + flags_.step_tokens - 1) / flags_.step_tokens);
     const double states_touched = n_gen > 0 ? static_cast<double>(batch) : 1;
     row.bytes_per_token =
-        steps * (static_cast<double>(engine_.weight_bytes()) + states_touched * state_bytes) / tokens;
+        steps * (static_cast<double>(engine_.weight_bytes()) + states_touched * state_bytes) /
+        tokens;
     once(start, batch, n_prompt, std::min<int64_t>(n_gen, 4));  // warm up
     double bandwidth = meter_->measure_read_bandwidth();
     for (int i = 0; i < flags_.repetitions; ++i) {
@@ -166,8 +169,9 @@ void add_bench(CLI::App& program, Action& action) {
   add_run_flags(*command, flags->run);
   CLI::Option* model = command->get_option("--model")->required(false);
   CLI::Option* config =
-      command->add_option("--config", flags->config,
-                          "A Hugging Face config.json: run its shape on random weights")
+      command
+          ->add_option("--config", flags->config,
+                       "A Hugging Face config.json: run its shape on random weights")
           ->excludes(model);
   command->add_option("--type", flags->type, "Type of the random weights")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}))

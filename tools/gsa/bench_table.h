@@ -20,8 +20,8 @@ struct BenchRow {
   int64_t n_gen = 0;
   int64_t n_depth = 0;
   std::vector<double> samples_ts{};  // tokens per second of each repetition
-  double bytes_per_token = 0;      // that must cross the memory bus at least
-  double read_bandwidth = 0;       // bytes per second, measured beside this row
+  double bytes_per_token = 0;        // that must cross the memory bus at least
+  double read_bandwidth = 0;         // bytes per second, measured beside this row
 
   double avg_ts() const;
   double stddev_ts() const;
