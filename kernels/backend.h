@@ -51,6 +51,10 @@ struct Step {
   std::span<const int32_t> tokens;      // [T] ids in [0, N)
   std::span<const Segment> segments;    // [B]
   std::span<const int32_t> logit_rows;  // [R] rows of the packed step whose logits are wanted
+  // Who issues the operations, and the memory that holds the states: steps that agree in both and
+  // in T, B and R, all tokens decoded, issue the same operations on the same memory.
+  const void* model = nullptr;
+  const void* states = nullptr;
 };
 
 // The most that a step will ever hold; scratch memory is taken for it once.
@@ -138,9 +142,11 @@ class Backend {
   // Takes scratch for the widest step of a model; called once, before the first step.
   virtual void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) = 0;
 
-  // Tells the backend what the following operations work on. The spans must live until the next
-  // begin_step().
-  virtual void begin_step(const Step& step) = 0;
+  // Tells the backend what the operations up to end_step() work on. The spans must live until the
+  // next begin_step(). Returns whether the operations must be issued: false where the backend has
+  // recorded them in an earlier step and replays them in end_step().
+  [[nodiscard]] virtual bool begin_step(const Step& step) = 0;
+  virtual void end_step() = 0;
 
   virtual void embed(const TensorView& table, const TensorView& x) = 0;  // [N, D] -> [T, D] f32
   virtual void norm_project(const NormProject& args) = 0;
@@ -162,7 +168,13 @@ class Backend {
 // The CPU. threads 0: one per physical core.
 std::unique_ptr<Backend> make_cpu_backend(int threads);
 
-// The device by the name a user gives, "auto", "cpu" or "cuda"; throws where it is absent.
+// The first NVIDIA GPU; throws where there is none or the program was built without CUDA.
+std::unique_ptr<Backend> make_cuda_backend();
+// Whether make_cuda_backend() would find a GPU.
+bool cuda_available();
+
+// The device by the name a user gives; throws where it is absent. "auto" is "cuda" where a GPU is
+// available, else "cpu".
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
 
 }  // namespace gsa

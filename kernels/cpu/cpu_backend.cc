@@ -74,7 +74,11 @@ class CpuBackend final : public Backend {
   double measure_read_bandwidth() override { return cpu::measure_read_bandwidth(pool_); }
 
   void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) override;
-  void begin_step(const Step& step) override { step_ = step; }
+  bool begin_step(const Step& step) override {
+    step_ = step;
+    return true;
+  }
+  void end_step() override {}
   void embed(const TensorView& table, const TensorView& x) override;
   void norm_project(const NormProject& args) override;
   void convolve(const Convolve& args) override { cpu::convolve(args, step_.segments, pool_); }
@@ -227,14 +231,6 @@ void CpuBackend::sample(const TensorView& logits, std::span<const SampleRow> row
 
 std::unique_ptr<Backend> make_cpu_backend(int threads) {
   return std::make_unique<CpuBackend>(threads);
-}
-
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
-  if (device == "auto" || device == "cpu") return make_cpu_backend(threads);
-  if (device == "cuda") {
-    throw Error("--device cuda: this program was built without CUDA; use --device cpu");
-  }
-  throw Error("--device {}: expected auto, cpu or cuda", device);
 }
 
 }  // namespace gsa

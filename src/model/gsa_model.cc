@@ -106,21 +106,31 @@ TensorView GsaModel::forward(const Batch& batch, StatePool& states) {
                 limits_.logit_rows);
   }
 
-  backend_.begin_step({batch.tokens, segments_, logit_rows_});
+  const TensorView logits = view(logits_, R, c.vocab_size);
+  if (backend_.begin_step({.tokens = batch.tokens,
+                           .segments = segments_,
+                           .logit_rows = logit_rows_,
+                           .model = this,
+                           .states = states.hk(0)})) {
+    run(states, T, logits);
+  }
+  backend_.end_step();
+  return logits;
+}
+
+void GsaModel::run(StatePool& states, int64_t T, const TensorView& logits) {
+  const GsaConfig& c = config_;
   const TensorView x = view(x_, T, c.hidden_size);
   backend_.embed(weights_.embeddings, x);
   for (int64_t layer = 0; layer < c.num_layers; ++layer) run_layer(layer, states, T);
-  const TensorView logits = view(logits_, R, c.vocab_size);
-  if (R > 0) {
-    const TensorView last = view(last_, R, c.hidden_size);
-    backend_.gather_logit_rows(x, last);
-    backend_.norm_project({.x = last,
-                           .norm_weight = weights_.norm,
-                           .eps = c.norm_eps,
-                           .weight = weights_.lm_head,
-                           .y = logits});
-  }
-  return logits;
+  if (logits.shape[0] == 0) return;
+  const TensorView last = view(last_, logits.shape[0], c.hidden_size);
+  backend_.gather_logit_rows(x, last);
+  backend_.norm_project({.x = last,
+                         .norm_weight = weights_.norm,
+                         .eps = c.norm_eps,
+                         .weight = weights_.lm_head,
+                         .y = logits});
 }
 
 void GsaModel::run_layer(int64_t layer, StatePool& states, int64_t T) {

@@ -55,6 +55,7 @@ class GsaModel {
 
  private:
   void check(const Batch& batch) const;
+  void run(StatePool& states, int64_t tokens, const TensorView& logits);
   void run_layer(int64_t layer, StatePool& states, int64_t tokens);
   TensorView view(const Buffer& buffer, int64_t rows, int64_t columns) const;
 
