@@ -3,7 +3,10 @@
 #include <stdexcept>
 #include <string>
 
+// nvcc does not compile fmt: files for it build their messages themselves.
+#ifndef __CUDACC__
 #include <fmt/format.h>
+#endif
 
 namespace gsa {
 
@@ -13,9 +16,11 @@ class Error : public std::runtime_error {
  public:
   explicit Error(const std::string& message) : std::runtime_error(message) {}
 
+#ifndef __CUDACC__
   template <typename... Args>
   explicit Error(fmt::format_string<Args...> format, Args&&... args)
       : std::runtime_error(fmt::format(format, std::forward<Args>(args)...)) {}
+#endif
 };
 
 }  // namespace gsa

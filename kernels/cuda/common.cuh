@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <string>
 #include <utility>
 
 #include "kernels/error.h"
@@ -11,7 +12,8 @@
 namespace gsa::cuda {
 
 inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw Error("CUDA: {}: {}", what, cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  throw Error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
 }
 
 // Evaluates a CUDA call and throws gsa::Error naming it where it fails.
