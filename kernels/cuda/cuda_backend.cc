@@ -1,0 +1,354 @@
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/sample.h"
+#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/device_step.h"
+#include "kernels/cuda/elementwise.cuh"
+#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/matvec.cuh"
+#include "kernels/cuda/mix_decode.cuh"
+#include "kernels/cuda/read_bandwidth.cuh"
+#include "kernels/cuda/uploader.h"
+
+namespace gsa {
+namespace {
+
+using namespace cuda;
+
+// The first GPU that the runtime shows (CUDA_VISIBLE_DEVICES chooses).
+cudaDeviceProp find_device() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    throw Error("--device cuda: no NVIDIA GPU is available ({}); use --device cpu",
+                status == cudaSuccess ? "none found" : cudaGetErrorString(status));
+  }
+  cudaDeviceProp properties;
+  GSA_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  if (properties.major < 8) {
+    throw Error("--device cuda: {} has compute capability {}.{}; 8.0 or newer is needed",
+                properties.name, properties.major, properties.minor);
+  }
+  return properties;
+}
+
+// Rows to which a step of n sequences is filled up, so that one recording serves all sizes of its
+// bucket.
+int64_t bucket_of(int64_t n) { return n <= kMatVecTokens ? n : (n + 7) / 8 * 8; }
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend();
+  ~CudaBackend() override { cudaStreamSynchronize(stream_.get()); }
+
+  std::string_view name() const override { return "cuda"; }
+  std::string description() const override { return description_; }
+  int threads() const override { return 1; }
+
+  Buffer allocate(size_t bytes) override;
+  TensorView import_weights(const TensorView& host) override;
+  void upload(const void* host, size_t bytes, void* device) override;
+  void download(const void* device, size_t bytes, void* host) override;
+  void copy(const void* from, size_t bytes, void* to) override;
+  void fill(float* device, int64_t count, float value) override;
+  void synchronize() override { GSA_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
+  int64_t free_memory() const override;
+  double measure_read_bandwidth() override { return cuda::measure_read_bandwidth(alone_); }
+
+  void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) override;
+  bool begin_step(const Step& step) override;
+  void end_step() override;
+  void embed(const TensorView& table, const TensorView& x) override;
+  void norm_project(const NormProject& args) override;
+  void convolve(const Convolve& args) override;
+  void mix(const Mix& args) override;
+  void gated_mlp(const GatedMlp& args) override;
+  void gather_logit_rows(const TensorView& x, const TensorView& out) override;
+  void score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
+             std::span<SampleResult> results) override;
+  void sample(const TensorView& logits, std::span<const SampleRow> rows,
+              std::span<SampleResult> results) override;
+
+ private:
+  // A step of decoding that was seen before: recorded at its second time, replayed from then on.
+  struct Recording {
+    GraphExec graph;
+  };
+  using RecordingKey = std::tuple<int64_t, const void*, const void*>;  // rows, model, states
+
+  // x or its norm as the operand of a product with many tokens, in scratch memory.
+  void* operand(const TensorView& x, int64_t rows, bool normalize, const TensorView& norm_weight,
+                double eps, DType type);
+
+  // Rows of a step that is filled up to its bucket.
+  int64_t rows_of(const TensorView& view) const { return view.shape[0] + filled_up_; }
+
+  std::string description_;
+  Stream stream_;
+  Launch alone_;    // one kernel after the other
+  Launch chained_;  // each kernel starts while the one before it ends
+  std::unique_ptr<Multiplier> multiplier_;
+
+  std::vector<Buffer> weights_;
+  std::unique_ptr<Uploader> uploader_;
+
+  StepLimits limits_;
+  DeviceStep step_;
+  int64_t filled_up_ = 0;
+  size_t element_bytes_ = 2;        // of the widest matrix
+  DeviceArray<std::byte> operand_;  // [T, max(D, H*V, F)]
+  DeviceArray<std::byte> gate_up_;  // [T, 2F]
+  DeviceArray<float> edges_;        // of the convolution
+  int64_t edge_floats_ = 0;
+
+  std::map<RecordingKey, Recording> recordings_;
+  Recording* recording_ = nullptr;  // the one being recorded
+  Recording* replay_ = nullptr;     // the one to be replayed
+};
+
+CudaBackend::CudaBackend() {
+  const cudaDeviceProp device = find_device();
+  GSA_CUDA_CHECK(cudaSetDevice(0));
+  GSA_CUDA_CHECK(cudaStreamCreateWithFlags(stream_.out(), cudaStreamNonBlocking));
+  description_ = fmt::format("{}, {:.0f} GiB", device.name, device.totalGlobalMem / 0x1p30);
+  alone_ = {.stream = stream_.get(),
+            .multiprocessors = device.multiProcessorCount,
+            .clusters = device.major >= 9};
+  chained_ = alone_;
+  chained_.overlap = device.major >= 9;
+  multiplier_ = std::make_unique<Multiplier>();
+}
+
+int64_t CudaBackend::free_memory() const {
+  size_t free = 0, total = 0;
+  GSA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(free);
+}
+
+Buffer CudaBackend::allocate(size_t bytes) {
+  void* data = nullptr;
+  if (cudaMalloc(&data, std::max<size_t>(bytes, 1)) != cudaSuccess) {
+    cudaGetLastError();
+    throw Error("cannot allocate {:.2f} GiB on {}: {:.2f} GiB are free", bytes / 0x1p30,
+                description_, free_memory() / 0x1p30);
+  }
+  Buffer buffer(data, bytes, [](void* p) { cudaFree(p); });
+  GSA_CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, stream_.get()));
+  return buffer;
+}
+
+TensorView CudaBackend::import_weights(const TensorView& host) {
+  weights_.push_back(allocate(host.bytes()));
+  if (!uploader_) uploader_ = std::make_unique<Uploader>(stream_.get());
+  uploader_->upload(host.data, host.bytes(), weights_.back().data());
+  if (host.rank == 2) element_bytes_ = std::max(element_bytes_, dtype_bytes(host.dtype));
+  TensorView view = host;
+  view.data = weights_.back().data();
+  return view;
+}
+
+void CudaBackend::upload(const void* host, size_t bytes, void* device) {
+  GSA_CUDA_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_.get()));
+  synchronize();  // the caller's memory may go away
+}
+
+void CudaBackend::download(const void* device, size_t bytes, void* host) {
+  GSA_CUDA_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_.get()));
+  synchronize();
+}
+
+void CudaBackend::copy(const void* from, size_t bytes, void* to) {
+  GSA_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
+}
+
+void CudaBackend::fill(float* device, int64_t count, float value) {
+  cuda::fill(alone_, device, count, value);
+}
+
+void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) {
+  uploader_.reset();  // all weights are there
+  limits_ = limits;
+  step_.reserve(limits);
+  if (limits.tokens > kMatVecTokens) {
+    const int64_t rows = std::max(limits.tokens, limits.logit_rows);
+    operand_ = DeviceArray<std::byte>(rows * std::max({D, shape.H * shape.V, F}) * element_bytes_);
+    gate_up_ = DeviceArray<std::byte>(limits.tokens * 2 * F * element_bytes_);
+  }
+}
+
+bool CudaBackend::begin_step(const Step& step) {
+  const int64_t T = static_cast<int64_t>(step.tokens.size());
+  const bool decoding = std::all_of(step.segments.begin(), step.segments.end(),
+                                    [](const Segment& s) { return s.count == 1; });
+  const bool recordable =
+      decoding && step.model != nullptr && step.logit_rows.size() == step.tokens.size();
+  const int64_t rows = recordable ? bucket_of(T) : T;
+  const bool fits = rows <= std::min(limits_.tokens, limits_.logit_rows);
+  filled_up_ = fits ? rows - T : 0;
+  step_.upload(step, T + filled_up_, stream_.get());
+  recording_ = replay_ = nullptr;
+  if (!recordable) return true;
+  const auto [at, fresh] = recordings_.try_emplace({T + filled_up_, step.model, step.states});
+  if (at->second.graph) {
+    replay_ = &at->second;
+    return false;
+  }
+  if (!fresh) {
+    recording_ = &at->second;
+    GSA_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+  }
+  return true;
+}
+
+void CudaBackend::end_step() {
+  if (recording_ != nullptr) {
+    Graph graph;
+    GSA_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), graph.out()));
+    GSA_CUDA_CHECK(cudaGraphInstantiate(recording_->graph.out(), graph.get(), 0));
+    replay_ = recording_;
+    recording_ = nullptr;
+  }
+  if (replay_ != nullptr) GSA_CUDA_CHECK(cudaGraphLaunch(replay_->graph.get(), stream_.get()));
+}
+
+void CudaBackend::embed(const TensorView& table, const TensorView& x) {
+  // The first kernel waits for everything before it: those after it may read states early.
+  cuda::embed(alone_, table, step_.tokens(), rows_of(x), x.f32());
+}
+
+void* CudaBackend::operand(const TensorView& x, int64_t rows, bool normalize,
+                           const TensorView& norm_weight, double eps, DType type) {
+  make_operand(chained_, {.x = x.f32(),
+                          .rows = rows,
+                          .cols = x.shape[1],
+                          .normalize = normalize,
+                          .norm_weight = static_cast<const float*>(norm_weight.data),
+                          .eps = static_cast<float>(eps),
+                          .type = type,
+                          .out = operand_.get()});
+  return operand_.get();
+}
+
+void CudaBackend::norm_project(const NormProject& args) {
+  const int64_t rows = rows_of(args.x);
+  if (rows <= kMatVecTokens) {
+    return mat_vec(chained_, {.x = args.x.f32(),
+                              .tokens = static_cast<int>(rows),
+                              .normalize = true,
+                              .norm_weight = static_cast<const float*>(args.norm_weight.data),
+                              .eps = static_cast<float>(args.eps),
+                              .weight = args.weight,
+                              .accumulate = args.accumulate,
+                              .y = args.y.f32()});
+  }
+  const void* x = operand(args.x, rows, true, args.norm_weight, args.eps, args.weight.dtype);
+  multiplier_->multiply(stream_.get(), {.x = x,
+                                        .tokens = rows,
+                                        .weight = args.weight,
+                                        .accumulate = args.accumulate,
+                                        .y = args.y.data});
+}
+
+void CudaBackend::convolve(const Convolve& args) {
+  const int64_t channels = args.weight.shape[0], C = args.weight.shape[1];
+  if (!edges_.get()) {
+    const int64_t tiles = limits_.tokens / kTileTokens + limits_.segments + 8;
+    edges_ = DeviceArray<float>(std::min(tiles, limits_.tokens + 8) * std::max<int64_t>(C - 1, 1) *
+                                channels);
+  }
+  cuda::convolve(chained_, args, step_.segments(), step_.tiles(), step_.tile_count(), edges_.get());
+}
+
+void CudaBackend::mix(const Mix& args) {
+  if (args.feature_map == FeatureMap::kT2R) {
+    map_heads(chained_, args.feature_weight, rows_of(args.qkvf), args.qkvf.shape[1],
+              args.shape.H + args.shape.G, args.qkvf.f32());
+  }
+  mix_decode(chained_, args, step_.decode_rows(), static_cast<int>(step_.decode_count()));
+  // TEMPORARY
+  std::vector<Segment> segs(step_.segment_count());
+  if (step_.long_segments() > 0) {
+    download(step_.segments(), segs.size() * sizeof(Segment), segs.data());
+    for (int t = 0;; ++t) {
+      std::vector<DecodeRow> rows;
+      for (const Segment& sg : segs) if (sg.count > 1 && t < sg.count) rows.push_back({sg.first + t, sg.state});
+      if (rows.empty()) break;
+      static DeviceArray<DecodeRow> dev(4096);
+      upload(rows.data(), rows.size() * sizeof(DecodeRow), dev.get());
+      mix_decode(alone_, args, dev.get(), static_cast<int>(rows.size()));
+    }
+  }
+}
+
+void CudaBackend::gated_mlp(const GatedMlp& args) {
+  const int64_t rows = rows_of(args.x), F = args.hidden.shape[1];
+  if (rows <= kMatVecTokens) {
+    mat_vec(chained_, {.x = args.x.f32(),
+                       .tokens = static_cast<int>(rows),
+                       .normalize = true,
+                       .norm_weight = static_cast<const float*>(args.norm_weight.data),
+                       .eps = static_cast<float>(args.eps),
+                       .weight = args.gate_up,
+                       .gated = true,
+                       .y = args.hidden.f32()});
+    return mat_vec(chained_, {.x = args.hidden.f32(),
+                              .tokens = static_cast<int>(rows),
+                              .weight = args.down,
+                              .accumulate = true,
+                              .y = args.x.f32()});
+  }
+  const DType type = args.gate_up.dtype;
+  const void* x = operand(args.x, rows, true, args.norm_weight, args.eps, type);
+  multiplier_->multiply(
+      stream_.get(),
+      {.x = x, .tokens = rows, .weight = args.gate_up, .y = gate_up_.get(), .y_type = type});
+  silu_multiply(chained_, gate_up_.get(), type, rows, F, operand_.get());
+  multiplier_->multiply(stream_.get(), {.x = operand_.get(),
+                                        .tokens = rows,
+                                        .weight = args.down,
+                                        .accumulate = true,
+                                        .y = args.x.data});
+}
+
+void CudaBackend::gather_logit_rows(const TensorView& x, const TensorView& out) {
+  gather(chained_, x.f32(), step_.logit_rows(), rows_of(out), x.shape[1], out.f32());
+}
+
+void CudaBackend::score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
+                        std::span<SampleResult> results) {
+  std::vector<float> host(logits.elements());
+  download(logits.data, logits.bytes(), host.data());
+  for (size_t r = 0; r < results.size(); ++r) {
+    results[r] =
+        cpu::score_row(host.data() + r * logits.shape[1], logits.shape[1], targets[r], top);
+  }
+}
+
+void CudaBackend::sample(const TensorView& logits, std::span<const SampleRow> rows,
+                         std::span<SampleResult> results) {
+  std::vector<float> host(logits.elements());
+  download(logits.data, logits.bytes(), host.data());
+  for (size_t r = 0; r < results.size(); ++r) {
+    results[r] = cpu::sample_row(host.data() + r * logits.shape[1], logits.shape[1], rows[r]);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend() { return std::make_unique<CudaBackend>(); }
+
+bool cuda_available() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
+}  // namespace gsa

@@ -1,0 +1,91 @@
+#include "kernels/cuda/device_step.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+
+namespace gsa::cuda {
+namespace {
+
+constexpr size_t kAlignment = 16;
+
+size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+}  // namespace
+
+void DeviceStep::reserve(const StepLimits& limits) {
+  // Every token may be a segment and a tile of its own.
+  const size_t rows = std::max(limits.tokens, limits.logit_rows);
+  slot_bytes_ =
+      rows * (2 * sizeof(int32_t) + sizeof(DecodeRow) + sizeof(Segment) + sizeof(TokenTile)) +
+      kParts * kAlignment;
+  device_ = DeviceArray<std::byte>(slot_bytes_);
+  pinned_ = PinnedArray<std::byte>(slot_bytes_ * kSlots);
+  for (Event& event : uploaded_) {
+    event = Event();
+    GSA_CUDA_CHECK(cudaEventCreateWithFlags(event.out(), cudaEventDisableTiming));
+  }
+}
+
+void DeviceStep::arrange(const Step& step, int64_t rows) {
+  host_tokens_.assign(step.tokens.begin(), step.tokens.end());
+  host_tokens_.resize(rows, 0);
+  host_logit_rows_.assign(step.logit_rows.begin(), step.logit_rows.end());
+  host_decode_.clear();
+  host_segments_.clear();
+  host_tiles_.clear();
+  const auto add = [&](const Segment& segment) {
+    const int32_t index = static_cast<int32_t>(host_segments_.size());
+    host_segments_.push_back(segment);
+    for (int32_t t = 0; t < segment.count; t += kTileTokens) {
+      host_tiles_.push_back({index, segment.first + t, std::min(kTileTokens, segment.count - t)});
+    }
+  };
+  for (const Segment& segment : step.segments) {
+    if (segment.count > 1) add(segment);
+  }
+  long_segments_ = static_cast<int64_t>(host_segments_.size());
+  long_tiles_ = static_cast<int64_t>(host_tiles_.size());
+  const auto add_single = [&](const Segment& segment) {
+    host_decode_.push_back({segment.first, segment.state});
+    add(segment);
+  };
+  for (const Segment& segment : step.segments) {
+    if (segment.count == 1) add_single(segment);
+  }
+  for (int32_t row = static_cast<int32_t>(step.tokens.size()); row < rows; ++row) {
+    add_single({.state = -1, .first = row, .count = 1});
+    host_logit_rows_.push_back(row);
+  }
+}
+
+void DeviceStep::upload(const Step& step, int64_t rows, cudaStream_t stream) {
+  arrange(step, rows);
+  rows_ = rows;
+  logit_count_ = static_cast<int64_t>(host_logit_rows_.size());
+  decode_count_ = static_cast<int64_t>(host_decode_.size());
+  segment_count_ = static_cast<int64_t>(host_segments_.size());
+  tile_count_ = static_cast<int64_t>(host_tiles_.size());
+
+  const Event& uploaded = uploaded_[slot_];
+  GSA_CUDA_CHECK(cudaEventSynchronize(uploaded.get()));
+  std::byte* slot = pinned_.get() + slot_ * slot_bytes_;
+  size_t used = 0;
+  const auto put = [&](Part part, const auto& values) {
+    const size_t bytes = values.size() * sizeof(values[0]);
+    offsets_[part] = used;
+    if (bytes > 0) std::memcpy(slot + used, values.data(), bytes);
+    used = aligned(used + bytes);
+    assert(used <= slot_bytes_);
+  };
+  put(kTokens, host_tokens_);
+  put(kLogitRows, host_logit_rows_);
+  put(kDecode, host_decode_);
+  put(kSegments, host_segments_);
+  put(kTiles, host_tiles_);
+  GSA_CUDA_CHECK(cudaMemcpyAsync(device_.get(), slot, used, cudaMemcpyHostToDevice, stream));
+  GSA_CUDA_CHECK(cudaEventRecord(uploaded.get(), stream));
+  slot_ = (slot_ + 1) % kSlots;
+}
+
+}  // namespace gsa::cuda

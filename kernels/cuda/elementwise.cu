@@ -1,0 +1,235 @@
+#include "kernels/cuda/elementwise.cuh"
+
+#include <algorithm>
+#include <cassert>
+
+#include "kernels/cuda/device.cuh"
+
+namespace gsa::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+unsigned blocks_for(int64_t n) { return static_cast<unsigned>((n + kThreads - 1) / kThreads); }
+
+// Calls body(T()) with the element type of `dtype`.
+template <typename Body>
+void with_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kF32:
+      return body(float());
+    case DType::kF16:
+      return body(__half());
+    default:
+      assert(dtype == DType::kBF16);
+      return body(__nv_bfloat16());
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return x;
+  else
+    return T(x);
+}
+
+template <typename T>
+__global__ void embed_kernel(const T* table, const int32_t* tokens, int64_t D, float* x) {
+  grid_release();
+  grid_wait();
+  const T* row = table + tokens[blockIdx.x] * D;
+  for (int64_t c = threadIdx.x; c < D; c += kThreads) x[blockIdx.x * D + c] = to_float(row[c]);
+}
+
+__global__ void gather_kernel(const float* x, const int32_t* rows, int64_t D, float* out) {
+  grid_release();
+  grid_wait();
+  const float* row = x + rows[blockIdx.x] * D;
+  for (int64_t c = threadIdx.x; c < D; c += kThreads) out[blockIdx.x * D + c] = row[c];
+}
+
+__global__ void fill_kernel(float* out, int64_t count, float value) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < count) out[i] = value;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) operand_kernel(Operand a, T* out) {
+  __shared__ float scratch[kThreads / 32];
+  const float* x = a.x + blockIdx.x * a.cols;
+  grid_release();
+  grid_wait();
+  float scale = 1;
+  if (a.normalize) {
+    float squares = 0;
+    for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) squares += x[c] * x[c];
+    scale = rsqrtf(block_sum(squares, scratch) / static_cast<float>(a.cols) + a.eps);
+  }
+  for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) {
+    const float weight = a.norm_weight == nullptr ? 1.0f : a.norm_weight[c];
+    out[blockIdx.x * a.cols + c] = from_float<T>(x[c] * scale * weight);
+  }
+}
+
+template <typename T>
+__global__ void silu_multiply_kernel(const T* gate_up, int64_t rows, int64_t F, T* out) {
+  grid_release();
+  grid_wait();
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * 2;
+  if (i >= rows * F) return;
+#pragma unroll
+  for (int64_t at = i; at < i + 2; ++at) {
+    if (at >= rows * F) return;
+    const T* gate = gate_up + at / F * 2 * F + at % F;
+    out[at] = from_float<T>(silu(to_float(gate[0])) * to_float(gate[F]));
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    map_heads_kernel(const T* map, int K, int64_t width, float* qkvf) {
+  extern __shared__ float head[];
+  float* at = qkvf + blockIdx.y * width + blockIdx.x * int64_t{K};
+  grid_release();
+  grid_wait();
+  for (int i = threadIdx.x; i < K; i += kThreads) head[i] = at[i];
+  __syncthreads();
+  for (int row = threadIdx.x / 32; row < K; row += kThreads / 32) {
+    float sum = 0;
+    for (int c = threadIdx.x % 32; c < K; c += 32) {
+      sum += to_float(map[int64_t{row} * K + c]) * head[c];
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) at[row] = sum;
+  }
+}
+
+struct ConvolveArgs {
+  const float* weight;
+  float* qkvf;
+  float* history;
+  float* edges;
+  const Segment* segments;
+  const TokenTile* tiles;
+  int64_t width, state_stride;
+  int channels, C;
+};
+
+// Input number `before` steps before the tile's first token: of the segment, or of its history.
+__global__ void save_edges_kernel(ConvolveArgs a) {
+  const int channel = blockIdx.x * kThreads + threadIdx.x;
+  grid_release();
+  grid_wait();
+  const TokenTile tile = a.tiles[blockIdx.y];
+  const Segment segment = a.segments[tile.segment];
+  if (channel >= a.channels || segment.state < 0) return;
+  for (int i = 0; i < a.C - 1; ++i) {
+    const int row = tile.first - (a.C - 1) + i;
+    const float* from = row >= segment.first
+                            ? a.qkvf + row * a.width
+                            : a.history + segment.state * a.state_stride +
+                                  int64_t{a.C - 1 + row - segment.first} * a.channels;
+    a.edges[(int64_t{blockIdx.y} * (a.C - 1) + i) * a.channels + channel] = from[channel];
+  }
+}
+
+// One channel of one tile per thread, its last C - 1 inputs in the edges' place.
+__global__ void convolve_kernel(ConvolveArgs a) {
+  const int channel = blockIdx.x * kThreads + threadIdx.x;
+  grid_release();
+  grid_wait();
+  const TokenTile tile = a.tiles[blockIdx.y];
+  const Segment segment = a.segments[tile.segment];
+  if (channel >= a.channels || segment.state < 0) return;
+  const int past = a.C - 1;
+  float* edges = a.edges + int64_t{blockIdx.y} * past * a.channels + channel;
+  const float* weight = a.weight + int64_t{channel} * a.C;
+  for (int t = 0; t < tile.count; ++t) {
+    float* at = a.qkvf + (tile.first + t) * a.width + channel;
+    const float newest = *at;
+    float sum = 0;
+    for (int i = 0; i < past; ++i) {
+      sum += weight[i] * edges[int64_t{(t + i) % past} * a.channels];
+    }
+    if (past > 0) edges[int64_t{t % past} * a.channels] = newest;
+    *at = silu(sum + weight[past] * newest);
+  }
+  if (tile.first + tile.count != segment.first + segment.count) return;
+  float* history = a.history + segment.state * a.state_stride + channel;
+  for (int i = 0; i < past; ++i) {
+    history[int64_t{i} * a.channels] = edges[int64_t{(tile.count + i) % past} * a.channels];
+  }
+}
+
+}  // namespace
+
+void embed(const Launch& how, const TensorView& table, const int32_t* tokens, int64_t count,
+           float* x) {
+  with_type(table.dtype, [&](auto type) {
+    using T = decltype(type);
+    launch(how, {.blocks = static_cast<unsigned>(count), .threads = kThreads}, embed_kernel<T>,
+           static_cast<const T*>(table.data), tokens, table.shape[1], x);
+  });
+}
+
+void gather(const Launch& how, const float* x, const int32_t* rows, int64_t count, int64_t D,
+            float* out) {
+  launch(how, {.blocks = static_cast<unsigned>(count), .threads = kThreads}, gather_kernel, x, rows,
+         D, out);
+}
+
+void fill(const Launch& how, float* out, int64_t count, float value) {
+  if (count == 0) return;
+  launch(how, {.blocks = blocks_for(count), .threads = kThreads}, fill_kernel, out, count, value);
+}
+
+void make_operand(const Launch& how, const Operand& args) {
+  with_type(args.type, [&](auto type) {
+    using T = decltype(type);
+    launch(how, {.blocks = static_cast<unsigned>(args.rows), .threads = kThreads},
+           operand_kernel<T>, args, static_cast<T*>(args.out));
+  });
+}
+
+void silu_multiply(const Launch& how, const void* gate_up, DType type, int64_t rows, int64_t F,
+                   void* out) {
+  with_type(type, [&](auto element) {
+    using T = decltype(element);
+    launch(how, {.blocks = blocks_for((rows * F + 1) / 2), .threads = kThreads},
+           silu_multiply_kernel<T>, static_cast<const T*>(gate_up), rows, F, static_cast<T*>(out));
+  });
+}
+
+void map_heads(const Launch& how, const TensorView& map, int64_t tokens, int64_t width,
+               int64_t heads, float* qkvf) {
+  const int K = static_cast<int>(map.shape[0]);
+  with_type(map.dtype, [&](auto type) {
+    using T = decltype(type);
+    launch(how,
+           {.blocks = dim3(static_cast<unsigned>(heads), static_cast<unsigned>(tokens)),
+            .threads = kThreads,
+            .shared_bytes = K * sizeof(float)},
+           map_heads_kernel<T>, static_cast<const T*>(map.data), K, width, qkvf);
+  });
+}
+
+void convolve(const Launch& how, const Convolve& args, const Segment* segments,
+              const TokenTile* tiles, int64_t tile_count, float* edges) {
+  const ConvolveArgs a{.weight = args.weight.f32(),
+                       .qkvf = args.qkvf.f32(),
+                       .history = args.history,
+                       .edges = edges,
+                       .segments = segments,
+                       .tiles = tiles,
+                       .width = args.qkvf.shape[1],
+                       .state_stride = args.state_stride,
+                       .channels = static_cast<int>(args.weight.shape[0]),
+                       .C = static_cast<int>(args.weight.shape[1])};
+  const Grid grid{.blocks = dim3(blocks_for(a.channels), static_cast<unsigned>(tile_count)),
+                  .threads = kThreads};
+  if (a.C > 1) launch(how, grid, save_edges_kernel, a);
+  launch(how, grid, convolve_kernel, a);
+}
+
+}  // namespace gsa::cuda

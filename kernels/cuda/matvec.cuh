@@ -1,0 +1,31 @@
+// Products of a weight with a few tokens, bound by reading the weight.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/common.cuh"
+#include "kernels/tensor.h"
+
+namespace gsa::cuda {
+
+constexpr int kMatVecTokens = 16;
+
+// y = W norm(x), y += W norm(x), or y = silu(Wgate norm(x)) * (Wup norm(x)); norm as in
+// NormProject.
+struct MatVec {
+  const float* x = nullptr;  // [tokens, cols]
+  int tokens = 0;            // 1 to kMatVecTokens
+  bool normalize = false;
+  const float* norm_weight = nullptr;  // [cols], or null for ones
+  float eps = 0;
+  TensorView weight;  // [rows, cols], or [2*rows, cols] where gated: gate rows first
+  bool gated = false;
+  bool accumulate = false;
+  float* y = nullptr;  // [tokens, rows]
+};
+
+// Arithmetic is float32 for every type of weight: bfloat16 weights meet activations that are split
+// into two bfloat16 halves, whose products the tensor cores sum in float32.
+void mat_vec(const Launch& how, const MatVec& args);
+
+}  // namespace gsa::cuda
