@@ -102,13 +102,17 @@ struct Grid {
 
 template <typename... Params, typename... Args>
 void launch(const Launch& how, const Grid& grid, void (*kernel)(Params...), Args&&... args) {
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   cudaLaunchConfig_t config = {};
   config.gridDim = grid.blocks;
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = how.stream;
   config.attrs = attributes;
+  // Kernels that overlap must agree on how a multiprocessor divides its memory.
+  cudaLaunchAttribute& division = attributes[config.numAttrs++];
+  division.id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  division.val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
   if (how.overlap) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -124,7 +124,7 @@ CudaBackend::CudaBackend() {
             .multiprocessors = device.multiProcessorCount,
             .clusters = device.major >= 9};
   chained_ = alone_;
-  chained_.overlap = device.major >= 9;
+  chained_.overlap = device.major >= 9 && !getenv("NO_OVERLAP");
   multiplier_ = std::make_unique<Multiplier>();
 }
 
@@ -280,7 +280,8 @@ void CudaBackend::mix(const Mix& args) {
     download(step_.segments(), segs.size() * sizeof(Segment), segs.data());
     for (int t = 0;; ++t) {
       std::vector<DecodeRow> rows;
-      for (const Segment& sg : segs) if (sg.count > 1 && t < sg.count) rows.push_back({sg.first + t, sg.state});
+      for (const Segment& sg : segs)
+        if (sg.count > 1 && t < sg.count) rows.push_back({sg.first + t, sg.state});
       if (rows.empty()) break;
       static DeviceArray<DecodeRow> dev(4096);
       upload(rows.data(), rows.size() * sizeof(DecodeRow), dev.get());

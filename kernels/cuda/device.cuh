@@ -66,6 +66,11 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
   return sum;
 }
 
+// Asks for a line of constant data that is needed soon.
+__device__ __forceinline__ void prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // 16 bytes from global to shared memory, past the first cache level; `valid` false writes zeros.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid = true) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

@@ -15,9 +15,11 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
 constexpr int kPiece = 32;  // columns
-constexpr int kDepth = 16;  // copies under way per lane
 constexpr int kTileRows = 8;
-constexpr size_t kRingBytes = size_t{kWarps} * kDepth * 32 * 16;
+constexpr int kPair = 2;   // tiles copied and multiplied together
+constexpr int kDepth = 8;  // pairs under way per lane
+constexpr int kGroup = 8;  // tokens that share a product
+constexpr size_t kRingBytes = size_t{kWarps} * kDepth * kPair * 32 * 16;
 constexpr size_t kActivationBytes = 64 * 1024;
 
 struct Args {
@@ -59,14 +61,16 @@ __device__ __forceinline__ void load_panel(const Args& a, int begin, int n, cons
 #pragma unroll
   for (int t = 0; t < kMatVecTokens; ++t) {
     if (t >= a.tokens) break;
+    const float* row = a.x + int64_t{t} * a.cols + begin;
+#pragma unroll 4
     for (int c = threadIdx.x * 4; c < n; c += kThreads * 4) {
-      const float4 x = *reinterpret_cast<const float4*>(a.x + int64_t{t} * a.cols + begin + c);
-      squares[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-      float v[4] = {x.x, x.y, x.z, x.w};
+      const float4 x = *reinterpret_cast<const float4*>(row + c);
+      float4 w = make_float4(1, 1, 1, 1);
       if (a.norm_weight != nullptr) {
-        const float4 w = *reinterpret_cast<const float4*>(a.norm_weight + begin + c);
-        v[0] *= w.x, v[1] *= w.y, v[2] *= w.z, v[3] *= w.w;
+        w = __ldg(reinterpret_cast<const float4*>(a.norm_weight + begin + c));
       }
+      squares[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+      const float v[4] = {x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w};
       __nv_bfloat16 hi[4], lo[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -79,20 +83,21 @@ __device__ __forceinline__ void load_panel(const Args& a, int begin, int n, cons
   }
 }
 
-// The fragments of 16 tokens and one piece of columns, for two products of 16 columns.
-__device__ __forceinline__ void load_tokens(const __nv_bfloat16* plane, int pitch, int tokens,
-                                            int column, uint32_t (&first)[4],
-                                            uint32_t (&second)[4]) {
-  const int g = threadIdx.x % 32 / 4;
-  uint4 low = {}, high = {};
-  if (g < tokens) low = *reinterpret_cast<const uint4*>(plane + g * pitch + column);
-  if (g + 8 < tokens) high = *reinterpret_cast<const uint4*>(plane + (g + 8) * pitch + column);
-  first[0] = low.x, first[1] = high.x, first[2] = low.y, first[3] = high.y;
-  second[0] = low.z, second[1] = high.z, second[2] = low.w, second[3] = high.w;
+// The fragments of up to 8 tokens and one piece of columns for two products of 16 columns: the high
+// halves as rows 0 to 7, the low ones as rows 8 to 15.
+__device__ __forceinline__ void load_tokens(const Panel& panel, int tokens, int token, int column,
+                                            uint32_t (&first)[4], uint32_t (&second)[4]) {
+  uint4 hi = {}, lo = {};
+  if (token < tokens) {
+    hi = *reinterpret_cast<const uint4*>(panel.hi + token * panel.pitch + column);
+    lo = *reinterpret_cast<const uint4*>(panel.lo + token * panel.pitch + column);
+  }
+  first[0] = hi.x, first[1] = lo.x, first[2] = hi.y, first[3] = lo.y;
+  second[0] = hi.z, second[1] = lo.z, second[2] = hi.w, second[3] = lo.w;
 }
 
-template <int kTiles, bool kGated>
-__global__ void __launch_bounds__(kThreads) stream_kernel(Args a) {
+template <int kTiles, bool kGated, int kGroups>
+__global__ void __launch_bounds__(kThreads, 2) stream_kernel(Args a) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ float block_squares[kMatVecTokens][kWarps];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -100,32 +105,38 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(Args a) {
   const int pieces = a.cols / kPiece;
   const int mine = (pieces - warp + kWarps - 1) / kWarps;  // pieces warp, warp + kWarps, ...
   const Panel panel(shared + kRingBytes, a.tokens, a.panel);
-  uint4* ring = reinterpret_cast<uint4*>(shared) + warp * kDepth * 32 + lane;
+  uint4* ring = reinterpret_cast<uint4*>(shared) + warp * kDepth * kPair * 32 + lane;
   grid_release();
 
   // A gated block's tiles are gate rows and the up rows that belong to them, in turn.
   const int first_row = blockIdx.x * (kGated ? kTiles / 2 : kTiles) * kTileRows;
-  const __nv_bfloat16* sources[kTiles];
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
+  const __nv_bfloat16* base = a.weight + warp * kPiece + j * 8;
+  const auto source = [&](int tile) {
     const int row = min(first_row + (kGated ? tile / 2 : tile) * kTileRows + g, a.rows - 1);
-    sources[tile] = a.weight + int64_t{row + (kGated && tile % 2 == 1 ? a.rows : 0)} * a.cols +
-                    warp * kPiece + j * 8;
-  }
+    return base + int64_t{row + (kGated && tile % 2 == 1 ? a.rows : 0)} * a.cols;
+  };
   int slot = 0;
-  // Copy number `tile + kAhead` counted from the first of piece i.
-  const auto copy = [&](int i, int tile) {
-    const int piece = i + tile / kTiles;
+  // Pair number `pair`, counted from the first of piece i.
+  constexpr int kPairs = kTiles / kPair;
+  const auto copy = [&](int i, int pair) {
+    const int piece = i + pair / kPairs;
     if (piece < mine) {
-      copy_async(ring + slot * 32, sources[tile % kTiles] + piece * (kWarps * kPiece));
+#pragma unroll
+      for (int n = 0; n < kPair; ++n) {
+        copy_async(ring + (slot * kPair + n) * 32,
+                   source(pair % kPairs * kPair + n) + piece * (kWarps * kPiece));
+      }
     }
     copy_commit();
     slot = (slot + 1) % kDepth;
   };
 #pragma unroll
   for (int n = 0; n < kDepth; ++n) copy(0, n);
+  if (a.norm_weight != nullptr) {
+    for (int c = threadIdx.x * 32; c < a.cols; c += kThreads * 32) prefetch(a.norm_weight + c);
+  }
 
-  float sums[kTiles][4] = {};
+  float sums[kGroups][kTiles][4] = {};
   float squares[kMatVecTokens] = {};
   grid_wait();
   int i = 0;
@@ -135,19 +146,33 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(Args a) {
     load_panel(a, begin, n, panel, squares);
     __syncthreads();
     for (int piece = warp; piece < n / kPiece; piece += kWarps, ++i) {
-      uint32_t hi[2][4], lo[2][4];
-      const int column = piece * kPiece + j * 8;
-      load_tokens(panel.hi, panel.pitch, a.tokens, column, hi[0], hi[1]);
-      load_tokens(panel.lo, panel.pitch, a.tokens, column, lo[0], lo[1]);
+      uint32_t x[kGroups][2][4];
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
+      for (int group = 0; group < kGroups; ++group) {
+        load_tokens(panel, a.tokens, group * kGroup + g, piece * kPiece + j * 8, x[group][0],
+                    x[group][1]);
+      }
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
         copy_wait<kDepth - 1>();
-        const uint4 w = ring[slot * 32];
-        copy(i, tile + kDepth);
-        mma(hi[0], w.x, w.y, sums[tile]);
-        mma(lo[0], w.x, w.y, sums[tile]);
-        mma(hi[1], w.z, w.w, sums[tile]);
-        mma(lo[1], w.z, w.w, sums[tile]);
+        uint4 w[kPair];
+#pragma unroll
+        for (int n = 0; n < kPair; ++n) w[n] = ring[(slot * kPair + n) * 32];
+        copy(i, pair + kDepth);
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+          for (int n = 0; n < kPair; ++n) {
+            mma(x[group][0], w[n].x, w[n].y, sums[group][pair * kPair + n]);
+          }
+        }
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+          for (int n = 0; n < kPair; ++n) {
+            mma(x[group][1], w[n].z, w[n].w, sums[group][pair * kPair + n]);
+          }
+        }
       }
     }
   }
@@ -158,14 +183,14 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(Args a) {
   __syncthreads();
   float* partial = reinterpret_cast<float*>(shared);
 #pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
+  for (int group = 0; group < kGroups; ++group) {
+    const int t = group * kGroup + g;
+    if (t >= a.tokens) continue;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int t = g + 8 * half;
-      if (t >= a.tokens) continue;
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const float(&s)[4] = sums[group][tile];
       *reinterpret_cast<float2*>(partial + (warp * a.tokens + t) * kRows + tile * kTileRows +
-                                 2 * j) =
-          make_float2(sums[tile][2 * half], sums[tile][2 * half + 1]);
+                                 2 * j) = make_float2(s[0] + s[2], s[1] + s[3]);
     }
   }
   if (a.normalize) {
@@ -183,7 +208,10 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(Args a) {
     const int row = first_row + r;
     if (row >= a.rows) continue;
     const int at = kGated ? r / kTileRows * 2 * kTileRows + r % kTileRows : r;
+    float* y = a.y + int64_t{t} * a.rows + row;
+    const float before = a.accumulate ? *y : 0.0f;
     float sum = 0, up = 0, norm = 0;
+#pragma unroll
     for (int w = 0; w < kWarps; ++w) {
       const float* from = partial + (w * a.tokens + t) * kRows + at;
       sum += from[0];
@@ -192,39 +220,37 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(Args a) {
     }
     // The norm's scale commutes with the product.
     const float scale = a.normalize ? rsqrtf(norm / a.cols + a.eps) : 1.0f;
-    float* y = a.y + int64_t{t} * a.rows + row;
-    if (kGated) {
-      *y = silu(sum * scale) * (up * scale);
-    } else {
-      *y = a.accumulate ? *y + sum * scale : sum * scale;
-    }
+    *y = kGated ? silu(sum * scale) * (up * scale) : before + sum * scale;
   }
 }
 
-template <int kTiles, bool kGated>
+template <int kTiles, bool kGated, int kGroups>
 void launch_stream(const Launch& how, const Args& args) {
+  const auto kernel = stream_kernel<kTiles, kGated, kGroups>;
   const size_t bytes = kRingBytes + size_t{4} * args.tokens * (args.panel + 32);
-  static const bool allowed = [] {
-    allow_shared_memory(stream_kernel<kTiles, kGated>, kRingBytes + kActivationBytes + 4096);
+  [[maybe_unused]] static const bool allowed = [&] {
+    allow_shared_memory(kernel, kRingBytes + kActivationBytes + 4096);
     return true;
   }();
-  assert(allowed);
   const int outputs = (kGated ? kTiles / 2 : kTiles) * kTileRows;
   const unsigned blocks = (args.rows + outputs - 1) / outputs;
-  launch(how, {.blocks = blocks, .threads = kThreads, .shared_bytes = bytes},
-         stream_kernel<kTiles, kGated>, args);
+  launch(how, {.blocks = blocks, .threads = kThreads, .shared_bytes = bytes}, kernel, args);
 }
 
-// Tiles per block: as few as give every multiprocessor one block, or one more here and there.
+// The first number of tiles in the list that is large enough, or the last.
 template <int kTiles, int... kMore>
 void choose_stream(const Launch& how, const Args& args, bool gated, int wanted) {
   if constexpr (sizeof...(kMore) > 0) {
     if (kTiles < wanted) return choose_stream<kMore...>(how, args, gated, wanted);
   }
-  if constexpr (kTiles % 2 == 0) {
-    if (gated) return launch_stream<kTiles, true>(how, args);
+  if (args.tokens <= kGroup) {
+    if (gated) return launch_stream<kTiles, true, 1>(how, args);
+    return launch_stream<kTiles, false, 1>(how, args);
   }
-  launch_stream<kTiles, false>(how, args);
+  // Twice the sums per tile: registers hold fewer tiles.
+  constexpr int kFewer = kTiles < 8 ? kTiles : 8;
+  if (gated) return launch_stream<kFewer, true, 2>(how, args);
+  launch_stream<kFewer, false, 2>(how, args);
 }
 
 // Any type and any shape: a warp for each row.
@@ -304,6 +330,7 @@ void mat_vec(const Launch& how, const MatVec& m) {
                     .eps = m.eps,
                     .normalize = m.normalize,
                     .accumulate = m.accumulate};
+    // As few tiles per block as give every multiprocessor one block, or one more here and there.
     const int wanted = (tiles + slack - 1) / slack;
     return choose_stream<2, 4, 6, 8, 10, 12, 14>(how, args, m.gated, wanted);
   }

@@ -128,40 +128,48 @@ struct Stream {
 struct Shared {
   float* keep;    // [M]
   float* write;   // [M]
-  float* query;   // [kQueries, k_rows]
   float* key;     // [k_rows]
   float* value;   // [v_columns]
+  float* query;   // [kQueries, k_rows]
   float* scores;  // [kQueries, M], this block's share
   float* p;       // [kQueries, M]
-  float* sums;    // [kThreads, kWidth] for sums over rows
+  float* sums;    // [kQueries, kThreads * width] for sums over rows
 
   __device__ Shared(float* at, const Args& a) {
     keep = at;
     write = keep + a.M;
-    query = write + a.M;
-    key = query + kQueries * a.k_rows;
+    key = write + a.M;
     value = key + a.k_rows;
-    scores = value + a.v_columns;
+    query = value + a.v_columns;
+    scores = query + kQueries * a.k_rows;
     p = scores + kQueries * a.M;
     sums = p + kQueries * a.M;
   }
 };
 
 int shared_floats(const Args& a, int width) {
-  return 2 * a.M + (kQueries + 1) * a.k_rows + a.v_columns + 2 * kQueries * a.M + kThreads * width;
+  return 2 * a.M + (kQueries + 1) * a.k_rows + a.v_columns + 2 * kQueries * a.M +
+         kQueries * kThreads * width;
 }
 
-// Adds up the threads' values of equal columns; `result(column, sum)` is called once per column.
+// Adds up the threads' values of equal columns, for each of `heads` heads; `result(h, column, sum)`
+// is called once per sum.
 template <int kWidth, typename Result>
-__device__ __forceinline__ void sum_rows(const Vec<kWidth>& mine, const Tile<kWidth>& tile,
-                                         int columns, float* sums, const Result& result) {
+__device__ __forceinline__ void sum_rows(const Vec<kWidth> (&mine)[kQueries], int heads,
+                                         const Tile<kWidth>& tile, int columns, float* sums,
+                                         const Result& result) {
+#pragma unroll
+  for (int h = 0; h < kQueries; ++h) {
+    if (h < heads) store<kWidth>(mine[h], sums + (h * kThreads + threadIdx.x) * kWidth);
+  }
   __syncthreads();
-  store<kWidth>(mine, sums + threadIdx.x * kWidth);
-  __syncthreads();
-  for (int c = threadIdx.x; c < columns; c += kThreads) {
+  for (int i = threadIdx.x; i < heads * columns; i += kThreads) {
+    const int h = i / columns, c = i % columns;
+    const float* from = sums + h * kThreads * kWidth + c;
     float sum = 0;
-    for (int r = 0; r < tile.step; ++r) sum += sums[r * columns + c];
-    result(c, sum);
+#pragma unroll 8
+    for (int r = 0; r < tile.step; ++r) sum += from[r * columns];
+    result(h, c, sum);
   }
 }
 
@@ -194,20 +202,25 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Args a) {
   const float* v = q + (a.H + a.G) * a.K + g * a.V + v_begin;
   const float* f = q + (a.H + a.G) * a.K + a.G * a.V + g * a.M;
   q += g * queries * a.K + k_begin;
-  for (int m = threadIdx.x; m < a.M; m += kThreads) {
-    const float log_keep = log_gate(f[m], a.inverse_normalizer);
-    s.keep[m] = keep_of(log_keep);
-    s.write[m] = write_of(log_keep);
-  }
-  for (int i = threadIdx.x; i < k_count; i += kThreads) s.key[i] = activate(k[i], a.map);
-  for (int i = threadIdx.x; i < v_count; i += kThreads) s.value[i] = silu(v[i]);
 
   for (int head = 0; head < queries; head += kQueries) {
     const int heads = min(kQueries, queries - head);
     const bool first = head == 0;  // the pass that writes the memories
-    for (int i = threadIdx.x; i < heads * k_count; i += kThreads) {
-      s.query[i / k_count * a.k_rows + i % k_count] =
-          activate(q[(head + i / k_count) * a.K + i % k_count], a.map);
+    // One loop for all of them, so that a thread waits once.
+    const int q_end = heads * k_count, f_end = q_end + a.M, k_end = f_end + k_count;
+    for (int i = threadIdx.x; i < (first ? k_end + v_count : q_end); i += kThreads) {
+      if (i < q_end) {
+        const int h = i / k_count, c = i - h * k_count;
+        s.query[h * a.k_rows + c] = activate(q[(head + h) * a.K + c], a.map);
+      } else if (i < f_end) {
+        const float log_keep = log_gate(f[i - q_end], a.inverse_normalizer);
+        s.keep[i - q_end] = keep_of(log_keep);
+        s.write[i - q_end] = write_of(log_keep);
+      } else if (i < k_end) {
+        s.key[i - f_end] = activate(k[i - f_end], a.map);
+      } else {
+        s.value[i - k_end] = silu(v[i - k_end]);
+      }
     }
     __syncthreads();
 
@@ -230,32 +243,31 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Args a) {
         for (int i = 0; i < kWidth; ++i) sums[h].v[i] += query * x.v[i];
       }
     }
-#pragma unroll
-    for (int h = 0; h < kQueries; ++h) {
-      if (h >= heads) break;
-      sum_rows<kWidth>(sums[h], hk, a.M, s.sums,
-                       [&](int m, float sum) { s.scores[h * a.M + m] = sum; });
-    }
+    sum_rows<kWidth>(sums, heads, hk, a.M, s.sums,
+                     [&](int h, int m, float sum) { s.scores[h * a.M + m] = sum; });
     cluster.sync();
 
-    // Every block adds up all shares and has the whole softmax.
-    for (int i = threadIdx.x; i < heads * a.M; i += kThreads) {
-      float sum = 0;
-      for (int b = 0; b < splits; ++b) sum += cluster.map_shared_rank(s.scores, b)[i];
-      s.p[i] = sum;
-    }
-    __syncthreads();
+    // Every block adds up all shares and has the whole softmax: a warp for each head.
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp < heads) {
       float* p = s.p + warp * a.M;
       float most = -INFINITY, total = 0;
-      for (int m = lane; m < a.M; m += 32) most = fmaxf(most, p[m]);
+      for (int m = lane; m < a.M; m += 32) {
+        float sum = 0;
+#pragma unroll 8
+        for (int b = 0; b < splits; ++b) {
+          sum += cluster.map_shared_rank(s.scores, b)[warp * a.M + m];
+        }
+        p[m] = sum;
+        most = fmaxf(most, sum);
+      }
       most = warp_max(most);
       for (int m = lane; m < a.M; m += 32) total += p[m] = expf(p[m] - most);
       total = warp_sum(total);
       for (int m = lane; m < a.M; m += 32) p[m] /= total;
     }
     __syncthreads();
+    cluster.barrier_arrive();  // this block has read the others' scores
 
     Vec<kWidth> outputs[kQueries] = {};
     for (int turn = 0; turn < hv.turns(); ++turn) {
@@ -276,14 +288,9 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Args a) {
       }
     }
     float* out = a.out + (int64_t{sequence.row} * a.H + g * queries + head) * a.V + v_begin;
-#pragma unroll
-    for (int h = 0; h < kQueries; ++h) {
-      if (h >= heads) break;
-      sum_rows<kWidth>(outputs[h], hv, v_count, s.sums,
-                       [&](int i, float sum) { out[h * a.V + i] = silu(sum); });
-    }
-    // Nobody may still read this block's scores when it goes on or ends.
-    cluster.sync();
+    sum_rows<kWidth>(outputs, heads, hv, v_count, s.sums,
+                     [&](int h, int i, float sum) { out[h * a.V + i] = silu(sum); });
+    cluster.barrier_wait();  // nobody still reads this block's scores
   }
 }
 
