@@ -73,7 +73,9 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copy_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 // Waits until at most kPending groups of this thread are under way.
 template <int kPending>
 __device__ __forceinline__ void copy_wait() {
