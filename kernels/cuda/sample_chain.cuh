@@ -9,9 +9,6 @@
 
 namespace gsa::cuda {
 
-// A probability is an integer in units of 2^-kMassBits of the likeliest token's: sums of up to
-// 2^kTokenBits of them are exact in 64 bits, and do not depend on the order of the additions.
-constexpr int kMassBits = 43;
 constexpr int kBinBits = 11;
 constexpr int kBins = 1 << kBinBits;
 
@@ -49,7 +46,7 @@ struct Chain {
   Wide likely_cut = ~Wide{0};  // the last key of the order that is kept
   Wide typical_cut = ~Wide{0};
   double center = 0;  // the expected distance, about which the typical order goes
-  double least_mass = 0;
+  Wide least_mass = 0;
 
   __device__ Chain(const Look& look, double inverse_temperature)
       : largest(look.largest), inverse_temperature(inverse_temperature) {
@@ -63,26 +60,24 @@ struct Chain {
   __device__ double distance(float logit) const {
     return (double{largest} - double{logit}) * inverse_temperature;
   }
-  __device__ Wide mass(float logit) const {
-    const double x = distance(logit);
-    return x < kMaxDistance ? __double2ull_rn(exp(-x) * (Wide{1} << kMassBits)) : 0;
-  }
+  __device__ Wide mass(float logit) const { return mass_at(distance(logit)); }
   // Keys ascend from the first token of the order; equal distances are ordered by the token.
   __device__ Wide key(Order order, float logit, int32_t token) const {
     double x = distance(logit);
     if (order == Order::kTypical) x = fabs(x - center);
-    return __double2ull_rd(fmin(x * key_scale, kKeySteps)) << kTokenBits | static_cast<Wide>(token);
+    const double step = fmin(x * key_scale, kKeySteps);
+    // Rounded down to an integer, which then stands in the low bits.
+    const Wide bits = __double_as_longlong(__dadd_rd(step, 0x1p52));
+    return bits << kTokenBits | static_cast<Wide>(token);
   }
   // Mass of a token that the filters keep, else 0.
   __device__ Wide kept_mass(float logit, int32_t token) const {
-    const Wide m = mass(logit);
-    if (m == 0 || m < least_mass) return 0;
     if (likely_cut != ~Wide{0} && key(Order::kLikely, logit, token) > likely_cut) return 0;
     if (typical_cut != ~Wide{0} && key(Order::kTypical, logit, token) > typical_cut) return 0;
-    return m;
+    const Wide m = mass(logit);
+    return m < least_mass ? 0 : m;
   }
 
-  static constexpr double kMaxDistance = 31;  // masses behind it round to 0
   static constexpr double kKeySteps = (Wide{1} << (64 - kTokenBits)) - 1;
 };
 
@@ -165,7 +160,7 @@ __device__ __forceinline__ Wide find_bin(WantedOf wanted_of, DrawShared& s) {
 
 // The key of the last token that a cut keeps, among those that the chain has kept so far.
 __device__ inline __noinline__ Wide find_cut(const Row& row, const Chain& chain, Order order,
-                                      Wanted wanted, DrawShared& s) {
+                                             Wanted wanted, DrawShared& s) {
   Wide from = 0;
   Wide rest = wanted.count;  // what the tokens from here on must reach
   for (int shift = 64 - kBinBits;; shift = shift > kBinBits ? shift - kBinBits : 0) {

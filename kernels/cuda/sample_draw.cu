@@ -23,15 +23,28 @@ __device__ __forceinline__ float penalized(float logit, uint32_t count, const Ro
   return __fsub_rn(logit, static_cast<float>(penalty));
 }
 
+// Copies the row; returns whether this thread saw a NaN.
+__device__ __forceinline__ bool copy(const Row& row, float* out) {
+  bool nan = false;
+  if (row.aligned()) {
+    row.for_each_vector<4>(0, row.N / 4, threadIdx.x, kRowThreads, [&](float4 x, int v) {
+      reinterpret_cast<float4*>(out)[v] = x;
+      nan |= isnan(x.x) || isnan(x.y) || isnan(x.z) || isnan(x.w);
+    });
+  } else {
+    for (int i = threadIdx.x; i < row.N; i += kRowThreads) {
+      out[i] = row.logits[i];
+      nan |= isnan(row.logits[i]);
+    }
+  }
+  return nan;
+}
+
 // Bias, penalties and bans, on a copy of the row. Returns whether the row held a NaN.
 __device__ bool adjust(const Row& row, const ListEntry* list, const int32_t* previous, float* out,
                        DrawShared& s) {
   const RowParams& p = s.params;
-  bool nan = false;
-  row.for_each<4>([&](float logit, int i) {
-    out[i] = logit;
-    nan |= isnan(logit);
-  });
+  bool nan = copy(row, out);
   const int32_t pending = p.pending_row < 0 ? -1 : previous[p.pending_row];
   if (threadIdx.x == 0) s.pending_found = pending < 0;
   nan = __syncthreads_or(nan);
@@ -184,7 +197,7 @@ __device__ int32_t draw_from_row(const Row& row, Chain& chain, DrawShared& s) {
       });
       best = block_largest(best, s.scratch);
     }
-    chain.least_mass = p.min_p * static_cast<double>(best);
+    chain.least_mass = __double2ull_ru(p.min_p * static_cast<double>(best));
   }
   return walk(row, chain, s);
 }
@@ -225,13 +238,21 @@ __global__ void __launch_bounds__(kRowThreads, 1) draw_kernel(DrawArgs args) {
   __shared__ DrawShared s;
   const int r = blockIdx.x;
   grid_release();
-  // The parameters come over the bus, while the kernel before may still run.
+  // Parameters and lists come over the bus, while the kernel before may still run.
   constexpr int kWords = sizeof(RowParams) / 4;
   if (threadIdx.x < kWords) {
     reinterpret_cast<uint32_t*>(&s.params)[threadIdx.x] =
         reinterpret_cast<const uint32_t*>(args.params + r)[threadIdx.x];
   }
   __syncthreads();
+  const ListEntry* list = args.lists + s.params.list;
+  const int entries = s.params.biases + s.params.counts + s.params.bans;
+  static_assert(sizeof(ListEntry) == sizeof(s.list.key[0]));
+  if (entries <= kCandidates) {
+    ListEntry* near = reinterpret_cast<ListEntry*>(s.list.key);  // not in use yet
+    if (threadIdx.x < entries) near[threadIdx.x] = list[threadIdx.x];
+    list = near;
+  }
   grid_wait();
 
   Row row{args.logits + static_cast<int64_t>(r) * args.N, args.N};
@@ -239,7 +260,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) draw_kernel(DrawArgs args) {
   const bool adjusted = s.params.adjusted_row >= 0;
   if (adjusted) {
     float* out = args.adjusted + static_cast<int64_t>(s.params.adjusted_row) * args.N;
-    nan = adjust(row, args.lists + s.params.list, args.previous, out, s);
+    nan = adjust(row, list, args.previous, out, s);
     row.logits = out;
   }
   const Look look = look_at(row, s.scratch);

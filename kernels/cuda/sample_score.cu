@@ -5,7 +5,7 @@ namespace gsa::cuda {
 namespace {
 
 struct ScoreShared {
-  double scratch[kRowWarps];
+  Wide scratch[kRowWarps];
   Wide key[kCandidates];  // ascends from the likeliest; equal logits are ordered by the token
   int32_t count;
 };
@@ -42,23 +42,23 @@ __global__ void __launch_bounds__(kRowThreads, 1) score_kernel(ScoreArgs args) {
   if (top < 0) return;
 
   const Row row{args.logits + static_cast<int64_t>(r) * args.N, args.N};
-  Wide* scratch = reinterpret_cast<Wide*>(s.scratch);
-  const Look look = look_at(row, scratch);
+  const Look look = look_at(row, s.scratch);
   const uint32_t bound = top > 0 ? bound_of_largest(look.order, top) : 0;
   const Wide last = top > 0 ? Wide{~bound} << 32 | 0xffffffffu : 0;
   const double largest = look.largest;
-  double sum = 0;
+  Wide sum = 0;
   row.for_each<1>([&](float logit, int token) {
-    sum += exp(logit - largest);
+    sum += mass_at(largest - logit);
     if (top > 0) append_key(key_of(logit, token), last, s);
   });
-  const double log_sum = largest + log(block_total(sum, s.scratch));
+  const Wide total = block_total(sum, s.scratch);
+  const double log_sum = largest + log(static_cast<double>(total) / (Wide{1} << kMassBits));
   if (threadIdx.x == 0) {
     args.scores[r].nan = look.nan;
     args.scores[r].logprob = static_cast<float>(row.logits[args.targets[r]] - log_sum);
   }
   if (s.count > kCandidates) {  // the same for all threads: block_total() has barriers
-    const Wide exact = find_last(row, top, scratch);
+    const Wide exact = find_last(row, top, s.scratch);
     __syncthreads();
     if (threadIdx.x == 0) s.count = 0;
     __syncthreads();
