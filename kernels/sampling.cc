@@ -2,6 +2,8 @@
 
 #include <array>
 
+#include "kernels/error.h"
+
 namespace gsa {
 
 double uniform(uint64_t seed, uint64_t index) {
@@ -19,6 +21,10 @@ double uniform(uint64_t seed, uint64_t index) {
   }
   const uint64_t bits = (uint64_t{counter[0]} << 32 | counter[1]) >> 11;
   return static_cast<double>(bits) * 0x1p-53;
+}
+
+void throw_nan_logits() {
+  throw Error("the model's logits are not numbers (NaN): its weights may be damaged");
 }
 
 }  // namespace gsa

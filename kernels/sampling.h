@@ -32,7 +32,7 @@ struct SamplingParams {
   std::vector<LogitBias> logit_bias;
 };
 
-// How often a token occurs in what the penalties look at.
+// How often a token occurs in what the penalties look at; a token stands once in a row's list.
 struct TokenCount {
   int32_t token = 0;
   int32_t in_context = 0;  // prompt and output: repetition penalty
@@ -45,6 +45,9 @@ struct SampleRow {
   uint64_t index = 0;  // position of the new token in the output: the random counter
   std::span<const TokenCount> counts;
   std::span<const int32_t> banned;  // EOS before min_tokens, for instance
+  // Row of the previous draw whose token is not yet in `counts`: a device that draws ahead of the
+  // host counts it once more, in context and output. Always -1 on the CPU.
+  int32_t pending_row = -1;
 };
 
 struct SampleResult {
@@ -59,5 +62,8 @@ struct SampleResult {
 // A uniform number in [0, 1) that depends on (seed, index) alone: Philox4x32-10 (Salmon et al.,
 // "Parallel random numbers: as easy as 1, 2, 3", SC 2011), 53 bits of its first two words.
 double uniform(uint64_t seed, uint64_t index);
+
+// Throws what a backend says about a row of logits that holds a NaN.
+[[noreturn]] void throw_nan_logits();
 
 }  // namespace gsa

@@ -210,7 +210,7 @@ void CpuBackend::for_each_row(const TensorView& logits, std::span<SampleResult> 
       results[r] = body(row, r);
     }
   });
-  if (nan) throw Error("the model's logits are not numbers (NaN): its weights may be damaged");
+  if (nan) throw_nan_logits();
 }
 
 void CpuBackend::score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,

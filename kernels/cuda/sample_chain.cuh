@@ -1,0 +1,197 @@
+// The probabilities of a row and the filters on them, and the cuts that the filters make.
+//
+// A filter keeps the first tokens of an order until they hold a share of the mass (or are k). That
+// needs no sort: a histogram of the mass over the leading bits of the order's keys shows where the
+// cut falls, and the few tokens there are ranked against each other.
+#pragma once
+
+#include "kernels/cuda/sample_device.cuh"
+
+namespace gsa::cuda {
+
+constexpr int kBinBits = 11;
+constexpr int kBins = 1 << kBinBits;
+
+enum class Order { kLikely, kTypical };
+
+// Few candidates, in the block's shared memory. They come in any order; results do not depend on
+// it.
+struct CandidateList {
+  float logit[kCandidates];
+  int32_t token[kCandidates];
+  Wide mass[kCandidates];
+  Wide key[kCandidates];
+  int32_t count;  // as found; may exceed kCandidates, and the list is then of no use
+};
+
+struct DrawShared {
+  RowParams params;
+  Wide scratch[kRowWarps];
+  Wide bin_before;  // mass before the bin of the cut
+  int32_t bin;
+  Wide cut;
+  int32_t token;
+  int32_t pending_found;
+  uint32_t
+      low[kBins];  // masses of the bins, in halves: there is no 64-bit addition in shared memory
+  uint32_t high[kBins];
+  CandidateList list;
+};
+
+// What stands between a logit and its chance to be drawn. The same for all threads.
+struct Chain {
+  float largest;
+  double inverse_temperature;
+  double key_scale;
+  Wide likely_cut = ~Wide{0};  // the last key of the order that is kept
+  Wide typical_cut = ~Wide{0};
+  double center = 0;  // the expected distance, about which the typical order goes
+  Wide least_mass = 0;
+
+  __device__ Chain(const Look& look, double inverse_temperature)
+      : largest(look.largest), inverse_temperature(inverse_temperature) {
+    // Keys spread over what the row's tokens with a mass above 0 span.
+    const double span =
+        fmin(kMaxDistance, (double{largest} - double{look.least}) * inverse_temperature);
+    key_scale = span > 1e-200 ? kKeySteps / span : 0;
+  }
+
+  // How far a token lies behind the likeliest: minus the logarithm of its mass.
+  __device__ double distance(float logit) const {
+    return (double{largest} - double{logit}) * inverse_temperature;
+  }
+  __device__ Wide mass(float logit) const { return mass_at(distance(logit)); }
+  // Keys ascend from the first token of the order; equal distances are ordered by the token.
+  __device__ Wide key(Order order, float logit, int32_t token) const {
+    double x = distance(logit);
+    if (order == Order::kTypical) x = fabs(x - center);
+    const double step = fmin(x * key_scale, kKeySteps);
+    // Rounded down to an integer, which then stands in the low bits.
+    const Wide bits = __double_as_longlong(__dadd_rd(step, 0x1p52));
+    return bits << kTokenBits | static_cast<Wide>(token);
+  }
+  // Mass of a token that the filters keep, else 0.
+  __device__ Wide kept_mass(float logit, int32_t token) const {
+    if (likely_cut != ~Wide{0} && key(Order::kLikely, logit, token) > likely_cut) return 0;
+    if (typical_cut != ~Wide{0} && key(Order::kTypical, logit, token) > typical_cut) return 0;
+    const Wide m = mass(logit);
+    return m < least_mass ? 0 : m;
+  }
+
+  static constexpr double kKeySteps = (Wide{1} << (64 - kTokenBits)) - 1;
+};
+
+// The mass that the kept tokens must reach.
+__device__ __forceinline__ Wide share_of(double share, Wide total) {
+  const Wide wanted = __double2ull_ru(share * static_cast<double>(total));
+  return wanted < 1 ? 1 : wanted > total ? total : wanted;
+}
+
+// Mass of the listed candidates whose key is less than this thread's. Ends in no barrier: the keys
+// may be overwritten only after one.
+__device__ __forceinline__ Wide mass_before(Wide key, CandidateList& list) {
+  __syncthreads();
+  if (threadIdx.x < list.count) list.key[threadIdx.x] = key;
+  __syncthreads();
+  Wide before = 0;
+  if (threadIdx.x < list.count) {
+#pragma unroll 4
+    for (int j = 0; j < list.count; ++j) before += list.key[j] < key ? list.mass[j] : 0;
+  }
+  return before;
+}
+
+// Appends a candidate while there is room; the count goes on.
+__device__ __forceinline__ void append(float logit, int32_t token, Wide mass, CandidateList& list) {
+  const int at = atomicAdd(&list.count, 1);
+  if (at >= kCandidates) return;
+  list.logit[at] = logit;
+  list.token[at] = token;
+  list.mass[at] = mass;
+}
+
+// What a cut keeps: the first `count` tokens or, with count 0, a share of the mass.
+struct Wanted {
+  double share = 1;
+  Wide count = 0;
+};
+
+// Sums the weights of the kept tokens with keys in [from, from + (kBins << shift)) in kBins bins.
+__device__ __forceinline__ void fill_bins(const Row& row, const Chain& chain, Order order,
+                                          bool by_count, Wide from, int shift, DrawShared& s) {
+  for (int bin = threadIdx.x; bin < kBins; bin += kRowThreads) s.low[bin] = s.high[bin] = 0;
+  __syncthreads();
+  row.for_each<1>([&](float logit, int token) {
+    Wide weight = chain.kept_mass(logit, token);
+    if (weight == 0) return;
+    const Wide key = chain.key(order, logit, token);
+    const Wide bin = (key - from) >> shift;
+    if (key < from || bin >= kBins) return;
+    if (by_count) weight = 1;
+    const uint32_t low = static_cast<uint32_t>(weight);
+    uint32_t high = static_cast<uint32_t>(weight >> 32);
+    if (atomicAdd(&s.low[bin], low) > ~low) ++high;
+    if (high != 0) atomicAdd(&s.high[bin], high);
+  });
+  __syncthreads();
+}
+
+// Finds the bin in which the sum reaches `wanted`; returns the sum of all bins.
+template <typename WantedOf>
+__device__ __forceinline__ Wide find_bin(WantedOf wanted_of, DrawShared& s) {
+  static_assert(kBins == 2 * kRowThreads);
+  Wide mass[2];
+  for (int j = 0; j < 2; ++j) {
+    const int bin = 2 * threadIdx.x + j;
+    mass[j] = Wide{s.high[bin]} << 32 | s.low[bin];
+  }
+  const Prefix sum = block_prefix(mass[0] + mass[1], s.scratch);
+  const Wide wanted = wanted_of(sum.total);
+  for (int j = 0; j < 2; ++j) {
+    const Wide before = sum.before + (j == 0 ? 0 : mass[0]);
+    if (before < wanted && wanted <= before + mass[j]) {
+      s.bin = 2 * threadIdx.x + j;
+      s.bin_before = before;
+    }
+  }
+  __syncthreads();
+  return sum.total;
+}
+
+// The key of the last token that a cut keeps, among those that the chain has kept so far.
+__device__ inline __noinline__ Wide find_cut(const Row& row, const Chain& chain, Order order,
+                                             Wanted wanted, DrawShared& s) {
+  Wide from = 0;
+  Wide rest = wanted.count;  // what the tokens from here on must reach
+  for (int shift = 64 - kBinBits;; shift = shift > kBinBits ? shift - kBinBits : 0) {
+    fill_bins(row, chain, order, wanted.count > 0, from, shift, s);
+    const Wide total =
+        find_bin([&](Wide sum) { return rest == 0 ? share_of(wanted.share, sum) : rest; }, s);
+    if (rest == 0) rest = share_of(wanted.share, total);
+    if (rest > total) return ~Wide{0};  // top-k of more tokens than there are
+    from += static_cast<Wide>(s.bin) << shift;
+    rest -= s.bin_before;
+    if (shift == 0) return from;
+
+    if (threadIdx.x == 0) s.list.count = 0;
+    __syncthreads();
+    row.for_each<4>([&](float logit, int token) {
+      const Wide key = chain.key(order, logit, token);
+      if (key < from || (key - from) >> shift != 0) return;
+      const Wide weight = chain.kept_mass(logit, token);
+      if (weight > 0) append(logit, token, wanted.count > 0 ? 1 : weight, s.list);
+    });
+    __syncthreads();
+    if (s.list.count > kCandidates) continue;  // ties, or a crowd: look closer
+
+    const int me = threadIdx.x;
+    const bool mine = me < s.list.count;
+    const Wide key = mine ? chain.key(order, s.list.logit[me], s.list.token[me]) : 0;
+    const Wide before = mass_before(key, s.list);
+    if (mine && before < rest && rest <= before + s.list.mass[me]) s.cut = key;
+    __syncthreads();
+    return s.cut;
+  }
+}
+
+}  // namespace gsa::cuda

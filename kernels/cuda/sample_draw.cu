@@ -1,0 +1,291 @@
+// Draws one token per row of logits. One block a row; the first filter that leaves few tokens hands
+// them to the whole block, a thread each.
+#include "kernels/cuda/sample_chain.cuh"
+
+namespace gsa::cuda {
+namespace {
+
+// exp(-x) x in units of mass: what a token adds to the expected distance.
+__device__ __forceinline__ Wide weighted_distance(const Chain& chain, float logit, Wide mass) {
+  return mass == 0 ? 0 : __double2ull_rn(static_cast<double>(mass) * chain.distance(logit));
+}
+
+__device__ __forceinline__ float penalized(float logit, uint32_t count, const RowParams& p) {
+  // Rounded after every operation, as the CPU does.
+  if (count & kInContext) {
+    logit =
+        logit > 0 ? __fdiv_rn(logit, p.repetition_penalty) : __fmul_rn(logit, p.repetition_penalty);
+  }
+  const uint32_t in_output = count & ~kInContext;
+  if (in_output == 0) return logit;
+  const double penalty =
+      __dadd_rn(p.presence_penalty, __dmul_rn(p.frequency_penalty, static_cast<double>(in_output)));
+  return __fsub_rn(logit, static_cast<float>(penalty));
+}
+
+// Copies the row; returns whether this thread saw a NaN.
+__device__ __forceinline__ bool copy(const Row& row, float* out) {
+  bool nan = false;
+  if (row.aligned()) {
+    row.for_each_vector<4>(0, row.N / 4, threadIdx.x, kRowThreads, [&](float4 x, int v) {
+      reinterpret_cast<float4*>(out)[v] = x;
+      nan |= isnan(x.x) || isnan(x.y) || isnan(x.z) || isnan(x.w);
+    });
+  } else {
+    for (int i = threadIdx.x; i < row.N; i += kRowThreads) {
+      out[i] = row.logits[i];
+      nan |= isnan(row.logits[i]);
+    }
+  }
+  return nan;
+}
+
+// Bias, penalties and bans, on a copy of the row. Returns whether the row held a NaN.
+__device__ bool adjust(const Row& row, const ListEntry* list, const int32_t* previous, float* out,
+                       DrawShared& s) {
+  const RowParams& p = s.params;
+  bool nan = copy(row, out);
+  const int32_t pending = p.pending_row < 0 ? -1 : previous[p.pending_row];
+  if (threadIdx.x == 0) s.pending_found = pending < 0;
+  nan = __syncthreads_or(nan);
+
+  for (int i = threadIdx.x; i < p.biases; i += kRowThreads) {
+    const int32_t token = list[i].token;
+    if (i > 0 && list[i - 1].token == token) continue;
+    // Biases of one token follow each other, and are added in turn.
+    for (int j = i; j < p.biases && list[j].token == token; ++j) {
+      out[token] = __fadd_rn(out[token], list[j].bias);
+    }
+  }
+  __syncthreads();
+  list += p.biases;
+  for (int i = threadIdx.x; i < p.counts; i += kRowThreads) {
+    const int32_t token = list[i].token;
+    uint32_t count = list[i].count;
+    if (token == pending) {
+      count = (count + 1) | kInContext;
+      s.pending_found = 1;
+    }
+    out[token] = penalized(out[token], count, p);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0 && !s.pending_found) {
+    out[pending] = penalized(out[pending], kInContext | 1, p);
+  }
+  __syncthreads();
+  list += p.counts;
+  for (int i = threadIdx.x; i < p.bans; i += kRowThreads) out[list[i].token] = -infinity();
+  __syncthreads();
+  return nan;
+}
+
+// The whole chain on the listed candidates, one per thread.
+__device__ int32_t draw_from_list(Chain& chain, int N, DrawShared& s) {
+  const RowParams& p = s.params;
+  CandidateList& list = s.list;
+  const int me = threadIdx.x;
+  const bool mine = me < list.count;
+  const float logit = mine ? list.logit[me] : 0;
+  const int32_t token = mine ? list.token[me] : 0;
+  Wide mass = mine ? list.mass[me] : 0;
+  const Wide likely_key = mine ? chain.key(Order::kLikely, logit, token) : 0;
+  // A candidate that a filter drops weighs nothing from there on.
+  const auto keep_if = [&](bool kept) {
+    __syncthreads();
+    if (mine && !kept) list.mass[me] = mass = 0;
+  };
+
+  if (p.top_k > 0 && p.top_k < min(N, list.count)) {
+    __syncthreads();
+    if (mine) list.key[me] = likely_key;
+    __syncthreads();
+    int rank = 0;
+    if (mine) {
+#pragma unroll 4
+      for (int j = 0; j < list.count; ++j) rank += list.key[j] < likely_key;
+    }
+    keep_if(rank < p.top_k);
+  }
+  if (p.typical_p < 1) {
+    const Wide total = block_total(mass, s.scratch);
+    const Wide weighted = block_total(weighted_distance(chain, logit, mass), s.scratch);
+    chain.center = static_cast<double>(weighted) / static_cast<double>(total);
+    const Wide key = mine ? chain.key(Order::kTypical, logit, token) : 0;
+    const Wide before = mass_before(key, list);
+    keep_if(before < share_of(p.typical_p, total));
+  }
+  if (p.top_p < 1) {
+    const Wide total = block_total(mass, s.scratch);
+    const Wide before = mass_before(likely_key, list);
+    keep_if(before < share_of(p.top_p, total));
+  }
+  if (p.min_p > 0) {
+    const Wide best = block_largest(mass, s.scratch);
+    keep_if(!(static_cast<double>(mass) < p.min_p * static_cast<double>(best)));
+  }
+  const Wide total = block_total(mass, s.scratch);
+  const Wide target = __umul64hi(p.uniform, total);
+  const Wide before = mass_before(static_cast<Wide>(token), list);
+  if (mass > 0 && before <= target && target < before + mass) s.token = token;
+  __syncthreads();
+  return s.token;
+}
+
+// Draws among the kept tokens of the row, in the order of their ids: finds the warp in whose range
+// of tokens the draw falls, then the token.
+__device__ int32_t walk(const Row& row, const Chain& chain, DrawShared& s) {
+  const int range = ((row.N + kRowWarps - 1) / kRowWarps + 3) / 4 * 4;
+  const int lane = threadIdx.x % 32;
+  {
+    const int begin = threadIdx.x / 32 * range;
+    Wide sum = 0;
+    row.for_each<1>(begin, min(begin + range, row.N), lane, 32,
+                    [&](float logit, int token) { sum += chain.kept_mass(logit, token); });
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    __syncthreads();
+    if (lane == 0) s.scratch[threadIdx.x / 32] = sum;
+    __syncthreads();
+  }
+  const Wide in_range = s.scratch[lane];
+  const Wide upto = warp_prefix(in_range);
+  const Wide target = __umul64hi(s.params.uniform, __shfl_sync(kAllLanes, upto, 31));
+  const int hit = __ffs(__ballot_sync(kAllLanes, upto > target)) - 1;
+  Wide passed = __shfl_sync(kAllLanes, upto - in_range, hit);
+  const int end = min((hit + 1) * range, row.N);
+  for (int at = hit * range; at < end && passed <= target; at += kRowThreads) {
+    const int token = at + threadIdx.x;
+    const Wide mass = token < end ? chain.kept_mass(row.logits[token], token) : 0;
+    const Prefix sum = block_prefix(mass, s.scratch);
+    const Wide before = passed + sum.before;
+    if (mass > 0 && before <= target && target < before + mass) s.token = token;
+    passed += sum.total;
+  }
+  __syncthreads();
+  return s.token;
+}
+
+// The chain on the whole row, where the first filter may leave many tokens.
+__device__ int32_t draw_from_row(const Row& row, Chain& chain, DrawShared& s) {
+  const RowParams& p = s.params;
+  if (p.top_k > 0 && p.top_k < row.N) {
+    chain.likely_cut =
+        find_cut(row, chain, Order::kLikely, {.count = static_cast<Wide>(p.top_k)}, s);
+  }
+  if (p.typical_p < 1) {
+    Wide total = 0, weighted = 0;
+    row.for_each<1>([&](float logit, int token) {
+      const Wide mass = chain.kept_mass(logit, token);
+      total += mass;
+      weighted += weighted_distance(chain, logit, mass);
+    });
+    total = block_total(total, s.scratch);
+    weighted = block_total(weighted, s.scratch);
+    chain.center = static_cast<double>(weighted) / static_cast<double>(total);
+    chain.typical_cut = find_cut(row, chain, Order::kTypical, {.share = p.typical_p}, s);
+  }
+  if (p.top_p < 1) {
+    chain.likely_cut = find_cut(row, chain, Order::kLikely, {.share = p.top_p}, s);
+  }
+  if (p.min_p > 0) {
+    Wide best = Wide{1} << kMassBits;
+    if (p.typical_p < 1) {  // the likeliest token may be gone
+      best = 0;
+      row.for_each<1>([&](float logit, int token) {
+        const Wide mass = chain.kept_mass(logit, token);
+        best = mass > best ? mass : best;
+      });
+      best = block_largest(best, s.scratch);
+    }
+    chain.least_mass = __double2ull_ru(p.min_p * static_cast<double>(best));
+  }
+  return walk(row, chain, s);
+}
+
+// Lists the candidates from which top-k picks, or all of a short row. Returns whether they fit.
+__device__ bool list_candidates(const Row& row, const Chain& chain, const Look& look,
+                                DrawShared& s) {
+  const int k = s.params.top_k > 0 ? min(s.params.top_k, row.N) : row.N;
+  if (k > kCandidates) return false;
+  if (threadIdx.x == 0) s.list.count = 0;
+  const uint32_t bound = k < row.N ? bound_of_largest(look.order, k) : 0;  // has barriers
+  __syncthreads();
+  row.for_each<4>([&](float logit, int token) {
+    if (order_of(logit) < bound) return;
+    const Wide mass = chain.mass(logit);
+    if (mass > 0) append(logit, token, mass, s.list);
+  });
+  __syncthreads();
+  return s.list.count <= kCandidates;
+}
+
+__device__ int32_t draw(const Row& row, const Look& look, DrawShared& s) {
+  const double inverse_temperature = s.params.inverse_temperature;
+  if (inverse_temperature == 0 || !isfinite(look.largest)) return look.token;
+  Chain chain(look, inverse_temperature);
+  if (list_candidates(row, chain, look, s)) return draw_from_list(chain, row.N, s);
+  return draw_from_row(row, chain, s);
+}
+
+__device__ __forceinline__ void put(const DrawArgs& args, int r, int32_t token, bool nan) {
+  args.tokens[r] = token;
+  args.latest[r] = token;
+  args.scores[r].token = token;
+  args.scores[r].nan = nan;
+}
+
+__global__ void __launch_bounds__(kRowThreads, 1) draw_kernel(DrawArgs args) {
+  __shared__ DrawShared s;
+  const int r = blockIdx.x;
+  grid_release();
+  // Parameters and lists come over the bus, while the kernel before may still run.
+  constexpr int kWords = sizeof(RowParams) / 4;
+  if (threadIdx.x < kWords) {
+    reinterpret_cast<uint32_t*>(&s.params)[threadIdx.x] =
+        reinterpret_cast<const uint32_t*>(args.params + r)[threadIdx.x];
+  }
+  __syncthreads();
+  const ListEntry* list = args.lists + s.params.list;
+  const int entries = s.params.biases + s.params.counts + s.params.bans;
+  static_assert(sizeof(ListEntry) == sizeof(s.list.key[0]));
+  if (entries <= kCandidates) {
+    ListEntry* near = reinterpret_cast<ListEntry*>(s.list.key);  // not in use yet
+    if (threadIdx.x < entries) near[threadIdx.x] = list[threadIdx.x];
+    list = near;
+  }
+  grid_wait();
+
+  Row row{args.logits + static_cast<int64_t>(r) * args.N, args.N};
+  bool nan = false;
+  const bool adjusted = s.params.adjusted_row >= 0;
+  if (adjusted) {
+    float* out = args.adjusted + static_cast<int64_t>(s.params.adjusted_row) * args.N;
+    nan = adjust(row, list, args.previous, out, s);
+    row.logits = out;
+  }
+  const Look look = look_at(row, s.scratch);
+  if (!adjusted) nan = look.nan;
+  const int32_t token = draw(row, look, s);
+  if (threadIdx.x == 0) put(args, r, token, nan);
+}
+
+__global__ void __launch_bounds__(kRowThreads, 2) greedy_kernel(DrawArgs args) {
+  __shared__ Wide scratch[kRowWarps];
+  grid_release();
+  grid_wait();
+  const int r = blockIdx.x;
+  const Look look = look_at({args.logits + static_cast<int64_t>(r) * args.N, args.N}, scratch);
+  if (threadIdx.x == 0) put(args, r, look.token, look.nan);
+}
+
+}  // namespace
+
+void launch_draw(const Launch& how, const DrawArgs& args) {
+  launch(how, {.blocks = dim3(args.rows), .threads = kRowThreads}, draw_kernel, args);
+}
+
+void launch_greedy(const Launch& how, const DrawArgs& args) {
+  launch(how, {.blocks = dim3(args.rows), .threads = kRowThreads}, greedy_kernel, args);
+}
+
+}  // namespace gsa::cuda
