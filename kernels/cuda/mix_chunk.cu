@@ -14,7 +14,6 @@ constexpr int kGateThreads = 256;
 // A block has one chunk of one memory; a thread has one slot of one block of tokens.
 __global__ void __launch_bounds__(kGateThreads)
     chunk_gates(const __grid_constant__ ChunkArgs args) {
-  grid_release();
   grid_wait();
   const ChunkTile tile = args.step.tiles[blockIdx.x];
   const int g = blockIdx.y;
@@ -31,6 +30,7 @@ __global__ void __launch_bounds__(kGateThreads)
     }
     const int64_t row = (chunk * kChunk + block * kBlock) * args.padded_M + m;
     float decay = 1;
+    float aged[kBlock];
 #pragma unroll
     for (int t = kBlock - 1; t >= 0; --t) {
       const bool valid = t < count && m < args.M;
@@ -40,11 +40,17 @@ __global__ void __launch_bounds__(kGateThreads)
       const int64_t at = row + t * args.padded_M;
       args.keep[at] = keep;
       args.write[at] = write;
-      args.aged_write[at] = tf32(write * decay);
+      aged[t] = tf32(write * decay);
       decay *= keep;
+    }
+    float* to = args.aged_write + (chunk * args.padded_M + m) * kChunk + block * kBlock;
+#pragma unroll
+    for (int t = 0; t < kBlock; t += 4) {
+      *reinterpret_cast<float4*>(to + t) = {aged[t], aged[t + 1], aged[t + 2], aged[t + 3]};
     }
     args.block_decay[(chunk * kBlocks + block) * args.padded_M + m] = decay;
   }
+  grid_release();
 }
 
 }  // namespace

@@ -31,18 +31,18 @@ struct ChunkArgs {
   int64_t state_stride;
 
   // Scratch by slot and memory, rows of padded_M floats. Tokens past the end of a segment and
-  // slots past M keep all and write nothing.
+  // slots past M keep all and write nothing. What is called an operand is tf32() of it.
   float* keep;         // [slots, G, kChunk, padded_M] g
   float* write;        // [slots, G, kChunk, padded_M] s
-  float* aged_write;   // [slots, G, kChunk, padded_M] s as it stands at the end of its block, TF32
+  float* aged_write;   // [slots, G, padded_M, kChunk] s at the end of its block, an operand
   float* block_decay;  // [slots, G, kBlocks, padded_M] product of g over a block
   float* memories;     // [slots, G, padded_K + padded_V, padded_M] hk, then hv transposed, as they
-                       // are before the chunk, TF32
+                       // are before the chunk, operands
 };
 
 // Fills keep, write, aged_write and block_decay.
 void queue_chunk_gates(const Launch& how, const ChunkArgs& args);
-// Walks every segment: replaces its k and v by phi(k) and silu(v), rounded to TF32, fills
+// Walks every segment: replaces its k and v by phi(k) and silu(v), as operands, fills
 // `memories` and updates the states.
 void queue_chunk_memories(const Launch& how, const ChunkArgs& args);
 // From all of these and q to `out`.

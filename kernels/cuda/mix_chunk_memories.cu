@@ -7,7 +7,7 @@
 namespace gsa::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
 // A block has kRows rows of one memory, all slots: rows of hk, or columns of hv, as columns of k or
@@ -16,9 +16,7 @@ template <int kRows, int kSlots>
 struct MemoryKernel {
   static constexpr int kStages = kSlots == 64 ? 3 : 2;
   using Rows = Tile<kThreads, kChunk, kRows, kRows + 8>;      // of k or v, a token a row
-  using Writes = Tile<kThreads, kChunk, kSlots, kSlots + 8>;  // aged writes, a token a row
-  static constexpr int kRowStride = kRows + 8;
-  static constexpr int kWriteStride = kSlots + 8;
+  using Writes = Tile<kThreads, kSlots, kChunk, kChunk + 4>;  // aged writes, a slot a row
   static constexpr int kStageFloats = Rows::kFloats + Writes::kFloats + kBlocks * kSlots;
   static constexpr size_t kSharedBytes = sizeof(float) * kStages * kStageFloats;
 
@@ -54,7 +52,7 @@ struct MemoryKernel {
       const int64_t at = static_cast<int64_t>(slot + chunk) * args.G + g;
       Rows::copy(to, tokens(chunk), args.width, count(chunk), rows, args.vectors);
       to += Rows::kFloats;
-      Writes::copy(to, args.aged_write + at * kChunk * kSlots, kSlots);
+      Writes::template copy<kChunk>(to, args.aged_write + at * kSlots * kChunk);
       to += Writes::kFloats;
       const float* decays = args.block_decay + at * kBlocks * kSlots;
       for (int i = threadIdx.x * 4; i < kBlocks * kSlots; i += kThreads * 4) {
@@ -66,26 +64,8 @@ struct MemoryKernel {
 
   // Activates what this thread has copied, here and in the step's projections.
   __device__ void activate_rows(int chunk) const {
-    float* tile = stage(chunk);
-    float* back = tokens(chunk);
-    const int valid = count(chunk);
-    const bool relu = !values && args.relu;
-    Rows::for_pieces([&](int token, int row) {
-      float4& x = *reinterpret_cast<float4*>(tile + token * kRowStride + row);
-      const float4 y = {tf32(activate(x.x, relu)), tf32(activate(x.y, relu)),
-                        tf32(activate(x.z, relu)), tf32(activate(x.w, relu))};
-      x = y;
-      if (token >= valid) return;
-      float* to = back + token * args.width + row;
-      if (args.vectors) {
-        if (row < rows) *reinterpret_cast<float4*>(to) = y;
-        return;
-      }
-      if (row < rows) to[0] = y.x;
-      if (row + 1 < rows) to[1] = y.y;
-      if (row + 2 < rows) to[2] = y.z;
-      if (row + 3 < rows) to[3] = y.w;
-    });
+    Rows::activate(stage(chunk), !values && args.relu);
+    Rows::store(stage(chunk), tokens(chunk), args.width, count(chunk), rows, args.vectors);
   }
 
   // Calls visit(row, slot, sum) for the pairs of neighbouring slots that this thread has.
@@ -133,24 +113,30 @@ struct MemoryKernel {
 
   // The memory before a chunk, for the outputs.
   __device__ void store_memory(int chunk) {
+    const int lane = threadIdx.x % 32;
     const int64_t at = static_cast<int64_t>(slot + chunk) * args.G + g;
-    float* to =
-        args.memories +
-        (at * (args.padded_K + args.padded_V) + (values ? args.padded_K : 0) + first_row) * kSlots;
-    for_pairs([&](int row, int m, float* sum) {
-      *reinterpret_cast<float2*>(to + row * kSlots + m) = make_float2(tf32(sum[0]), tf32(sum[1]));
-    });
+    const int row = (values ? args.padded_K : 0) + first_row + warp_row() + lane / 4;
+    float* to = args.memories + (at * (args.padded_K + args.padded_V) + row) * kSlots +
+                warp_slot() + lane % 4 * 2;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const float(&x)[4] = sums[part];
+      *reinterpret_cast<float2*>(to + part * 8) = {tf32(x[0]), tf32(x[1])};
+      *reinterpret_cast<float2*>(to + 8 * kSlots + part * 8) = {tf32(x[2]), tf32(x[3])};
+    }
   }
 
   __device__ void add_chunk(int chunk) {
     const int lane = threadIdx.x % 32;
     const float* k = stage(chunk) + warp_row();
-    const float* writes =
-        stage(chunk) + Rows::kFloats + warp_slot() + lane % 4 * kWriteStride + lane / 4;
+    const float* writes = stage(chunk) + Rows::kFloats + warp_slot() * Writes::kStride;
     const float* decays =
         stage(chunk) + Rows::kFloats + Writes::kFloats + warp_slot() + lane % 4 * 2;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
+      float a[2][4];
+      load_a_transposed(k + block * kBlock * Rows::kStride, Rows::kStride, a[0]);
+      load_a_transposed(k + (block * kBlock + 8) * Rows::kStride, Rows::kStride, a[1]);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
         const float2 decay = *reinterpret_cast<const float2*>(decays + block * kSlots + part * 8);
@@ -158,16 +144,10 @@ struct MemoryKernel {
         sums[part][1] *= decay.y;
         sums[part][2] *= decay.x;
         sums[part][3] *= decay.y;
-      }
-#pragma unroll
-      for (int token = block * kBlock; token < (block + 1) * kBlock; token += 8) {
-        float a[4];
-        load_a_transposed(k + token * kRowStride, kRowStride, a);
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const float* b = writes + token * kWriteStride + part * 8;
-          multiply_add(sums[part], a, b[0], b[4 * kWriteStride]);
-        }
+        float b[4];
+        load_b(writes + part * 8 * Writes::kStride + block * kBlock, Writes::kStride, b);
+        multiply_add(sums[part], a[0], b[0], b[1]);
+        multiply_add(sums[part], a[1], b[2], b[3]);
       }
     }
   }
@@ -184,6 +164,7 @@ struct MemoryKernel {
       copy(chunk + kStages - 1);
       add_chunk(chunk);
     }
+    grid_release();
     store_state();
   }
 };
@@ -191,7 +172,6 @@ struct MemoryKernel {
 template <int kRows, int kSlots>
 __global__ void __launch_bounds__(kThreads) chunk_memories(const __grid_constant__ ChunkArgs args) {
   extern __shared__ float4 memory_stages[];
-  grid_release();
   grid_wait();
   const int k_tiles = args.padded_K / kRows;
   const int tile = blockIdx.x;

@@ -1,6 +1,7 @@
 // What every token reads from the memories as they are after it.
 #include "kernels/cuda/mix_chunk_kernels.cuh"
 #include "kernels/cuda/mix_chunk_tiles.cuh"
+#include "kernels/cuda/mix_chunk_weights.cuh"
 
 namespace gsa::cuda {
 namespace {
@@ -8,437 +9,201 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kSlice = 32;  // of K
 constexpr int kPart = 64;   // of M and of V
-constexpr int kPairStride = kChunk + 4;
 
 // A block has one chunk of one query head:
 //   1. pairs = q . k and scores = q . hk, hk before the chunk; slices of K pass through a ring
-//   2. scores over the chunk, their softmax, and the weight of every value
-//   3. p . hv + pairs v, parts of V passing through the same ring
+//   2. from these to weights (ChunkWeights)
+//   3. out = silu(scores . hv + pairs . v); parts of V pass through the same ring as panels
 template <int kSlots, int kStages>
 struct OutputKernel {
+  using Weights = ChunkWeights<kSlots>;
+  static constexpr int kParts = Weights::kParts;
+  static constexpr int kScoreStride = Weights::kScoreStride;
+  static constexpr int kPairStride = Weights::kPairStride;
+  static_assert(Weights::kThreads == kThreads && Weights::kPart == kPart);
+
   using Queries = Tile<kThreads, kChunk, kSlice, kSlice + 4>;
   using Keys = Queries;
   using KeyMemory = Tile<kThreads, kSlice, kPart, kPart + 8>;
+  static constexpr int kStageFloats = Queries::kFloats + Keys::kFloats + KeyMemory::kFloats;
+  static constexpr int kRingFloats = kStages * kStageFloats;
+
   using Values = Tile<kThreads, kChunk, kPart, kPart + 8>;
   using ValueMemory = Tile<kThreads, kPart, kPart, kPart + 4>;
-  static constexpr int kQueryStride = kSlice + 4;
-  static constexpr int kPartStride = kPart + 8;
-  static constexpr int kValueMemoryStride = kPart + 4;
-  static constexpr int kStageFloats = Queries::kFloats + Keys::kFloats + KeyMemory::kFloats;
   static constexpr int kPanelFloats = Values::kFloats;
-  static constexpr int kPanels = kStages * kStageFloats / kPanelFloats;
-  static_assert(kPanels >= 3);
-  static constexpr int kParts = kSlots / kPart;
-  static constexpr int kScoreStride = kSlots + 4;
-  static constexpr int kRingFloats = kStages * kStageFloats;
+  static constexpr int kPanels = kRingFloats / kPanelFloats;
+  static constexpr int kPanelsOfPart = kParts + 1;  // hv by parts of M, then v
+  static constexpr int kUsedPanels = 2;             // by phase 2
+  static_assert(kPanels > kUsedPanels && Weights::kGateFloats <= kPanelFloats);
+
   static constexpr int kScoreFloats = kChunk * kScoreStride;
   static constexpr int kPairFloats = kChunk * kPairStride;
   static constexpr size_t kSharedBytes =
       sizeof(float) * (kRingFloats + kScoreFloats + kPairFloats + kBlocks * kSlots);
 
   const ChunkArgs& args;
-  float* ring;
-  float* scores;  // [kChunk, kSlots], then p, then p times the decay since the chunk's start
-  float* pairs;   // [kChunk, kChunk] token by earlier token
-  float* decays;  // [kBlocks, kSlots] of a block
   ChunkTile tile;
-  int h;
-  int64_t memory;  // slot and memory
-
-  // In phase 2 the first two panels of the ring hold:
-  __device__ float* aged_writes() const { return ring; }           // [kChunk, kPart]
-  __device__ float* keeps() const { return ring + kPanelFloats; }  // [kChunk, kPart]
+  // Of this chunk and head:
+  const float* queries;
+  const float* keys;
+  const float* values;
+  const float* key_memory;    // [padded_K, kSlots]
+  const float* value_memory;  // [padded_V, kSlots]
+  float* out;
+  // In shared memory:
+  float* ring;
+  Weights weights;
 
   // ---- Phase 1
 
-  __device__ int slices() const { return (args.K + kSlice - 1) / kSlice; }
-  __device__ float* stage(int i) const { return ring + i % kStages * kStageFloats; }
+  __device__ float* stage(unsigned i) const { return ring + i % kStages * kStageFloats; }
 
-  // Item i is slice i % slices() of K with part i / slices() of M.
-  __device__ void copy_slice(int i) const {
-    const int part = i / slices();
-    const int k = i % slices() * kSlice;
+  __device__ void copy_slice(int i, int part, int k) const {
     if (part < kParts) {
-      const int64_t row = static_cast<int64_t>(tile.first_row) * args.width;
-      const int g = h / (args.H / args.G);
       float* to = stage(i);
-      Queries::copy(to, args.qkvf + row + h * args.K + k, args.width, tile.count, args.K - k,
-                    args.vectors);
+      Queries::copy(to, queries + k, args.width, tile.count, args.K - k, args.vectors);
       to += Queries::kFloats;
-      if (part == 0) {
-        Keys::copy(to, args.qkvf + row + args.k_column + g * args.K + k, args.width, tile.count,
-                   args.K - k, args.vectors);
-      }
+      if (part == 0) Keys::copy(to, keys + k, args.width, tile.count, args.K - k, args.vectors);
       to += Keys::kFloats;
-      KeyMemory::copy(to, memories() + static_cast<int64_t>(k) * kSlots + part * kPart, kSlots);
+      KeyMemory::template copy<kSlots>(to, key_memory + k * kSlots + part * kPart);
     }
     copy_commit();
   }
 
-  __device__ const float* memories() const {
-    return args.memories + memory * (args.padded_K + args.padded_V) * kSlots;
+  // Add a slice to a 32 x 32 part of pairs, or of scores.
+  __device__ __forceinline__ void multiply_keys(int i, int row, int column,
+                                                float (&sums)[2][4][4]) const {
+    const float* a_tile = stage(i) + row * Queries::kStride;
+    const float* b_tile = stage(i) + Queries::kFloats + column * Keys::kStride;
+#pragma unroll
+    for (int k = 0; k < kSlice; k += 16) {
+      float a[2][2][4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        load_a(a_tile + m * 16 * Queries::kStride + k, Queries::kStride, a[m][0]);
+        load_a(a_tile + m * 16 * Queries::kStride + k + 8, Queries::kStride, a[m][1]);
+      }
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        float b[4];
+        load_b(b_tile + n * 8 * Keys::kStride + k, Keys::kStride, b);
+        multiply_add(sums[0][n], a[0][0], b[0], b[1]);
+        multiply_add(sums[1][n], a[1][0], b[0], b[1]);
+        multiply_add(sums[0][n], a[0][1], b[2], b[3]);
+        multiply_add(sums[1][n], a[1][1], b[2], b[3]);
+      }
+    }
   }
 
-  __device__ void activate_queries(int i) const {
-    float* queries = stage(i);
-    Queries::for_pieces([&](int token, int k) {
-      float4& x = *reinterpret_cast<float4*>(queries + token * kQueryStride + k);
-      x = {tf32(activate(x.x, args.relu)), tf32(activate(x.y, args.relu)),
-           tf32(activate(x.z, args.relu)), tf32(activate(x.w, args.relu))};
-    });
-  }
-
-  // Adds a slice to a 32 x 32 part: of pairs in warps 0 to 3, of scores in the others.
-  __device__ __forceinline__ void multiply_slice(int i, int row, int column, bool of_scores,
-                                                 float (&sums)[2][4][4]) const {
+  __device__ __forceinline__ void multiply_memory(int i, int row, int column,
+                                                  float (&sums)[2][4][4]) const {
     const int lane = threadIdx.x % 32;
-    const float* queries = stage(i) + row * kQueryStride;
-    const float* keys = stage(i) + Queries::kFloats;
-    const float* b = of_scores ? keys + Keys::kFloats + lane % 4 * kPartStride + column + lane / 4
-                               : keys + (column + lane / 4) * kQueryStride + lane % 4;
-    const int step_k = of_scores ? kPartStride : 1;
-    const int step_column = of_scores ? 8 : 8 * kQueryStride;
+    const float* a_tile = stage(i) + row * Queries::kStride;
+    const float* b = stage(i) + Queries::kFloats + Keys::kFloats + lane % 4 * KeyMemory::kStride +
+                     column + lane / 4;
 #pragma unroll
     for (int k = 0; k < kSlice; k += 8) {
       float a[2][4];
-      load_a(queries + k, kQueryStride, a[0]);
-      load_a(queries + 16 * kQueryStride + k, kQueryStride, a[1]);
+      load_a(a_tile + k, Queries::kStride, a[0]);
+      load_a(a_tile + 16 * Queries::kStride + k, Queries::kStride, a[1]);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        const float* at = b + k * step_k + n * step_column;
-        const float b0 = at[0];
-        const float b1 = at[4 * step_k];
+        const float b0 = b[k * KeyMemory::kStride + n * 8];
+        const float b1 = b[(k + 4) * KeyMemory::kStride + n * 8];
         multiply_add(sums[0][n], a[0], b0, b1);
         multiply_add(sums[1][n], a[1], b0, b1);
       }
     }
   }
 
-  __device__ void read_keys() const {
-    const int warp = threadIdx.x / 32;
+  __device__ static void store_sums(float* to, int stride, const float (&sums)[2][4][4]) {
     const int lane = threadIdx.x % 32;
-    const bool of_scores = warp >= 4;
-    const int row = warp % 2 * 32;
-    const int column = warp / 2 % 2 * 32;
-    const int count = slices();
-    const int items = kParts * count;
-    for (int i = 0; i < kStages - 1; ++i) copy_slice(i);
-    for (int part = 0; part < kParts; ++part) {
-      const bool wanted = of_scores || (part == 0 && column <= row);
-      float sums[2][4][4] = {};
-      for (int i = part * count; i < (part + 1) * count; ++i) {
-        copy_wait<kStages - 2>();
-        activate_queries(i);
-        __syncthreads();
-        if (i + kStages - 1 < items) {
-          copy_slice(i + kStages - 1);
-        } else {
-          copy_commit();
-        }
-        if (wanted) multiply_slice(i, row, column, of_scores, sums);
-      }
-      if (!of_scores && part > 0) continue;
-      float* to = (of_scores ? scores + part * kPart : pairs) + column + lane % 4 * 2;
-      const int stride = of_scores ? kScoreStride : kPairStride;
+    to += lane / 4 * stride + lane % 4 * 2;
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-#pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          float* at = to + (row + m * 16 + lane / 4) * stride + n * 8;
-          *reinterpret_cast<float2*>(at) = make_float2(sums[m][n][0], sums[m][n][1]);
-          *reinterpret_cast<float2*>(at + 8 * stride) = make_float2(sums[m][n][2], sums[m][n][3]);
-        }
-      }
-    }
-    __syncthreads();
-  }
-
-  // ---- Phase 2, a part of M at a time. Thread by thread: slot `own_slot` of the tokens of one
-  // block, whose gates it keeps in registers.
-
-  struct Gates {
-    float keep[kBlock];
-    float write[kBlock];
-  };
-  __device__ int own_slot() const { return threadIdx.x % kPart; }
-  __device__ int own_block() const { return threadIdx.x / kPart; }
-
-  __device__ void load_gates(int part, Gates& gates) const {
-    const int m = own_slot();
-    const int row = own_block() * kBlock;
-    const int64_t from = (memory * kChunk + row) * kSlots + part * kPart + m;
-#pragma unroll
-    for (int t = 0; t < kBlock; ++t) {
-      gates.keep[t] = args.keep[from + t * kSlots];
-      gates.write[t] = args.write[from + t * kSlots];
-    }
-    float decay = 1;
-#pragma unroll
-    for (int t = kBlock - 1; t >= 0; --t) {
-      keeps()[(row + t) * kPartStride + m] = gates.keep[t];
-      aged_writes()[(row + t) * kPartStride + m] = tf32(gates.write[t] * decay);
-      decay *= gates.keep[t];
-    }
-    decays[own_block() * kSlots + part * kPart + m] = decay;
-  }
-
-  // Scores from the memory before the chunk to the memory before the token's block.
-  __device__ void add_earlier_blocks(int part) const {
-    const int lane = threadIdx.x % 32;
-    const int block = threadIdx.x / 64;
-    const int column = threadIdx.x / 32 % 2 * 32;
-    float* at =
-        scores + (block * kBlock + lane / 4) * kScoreStride + part * kPart + column + lane % 4 * 2;
-    float sums[4][4];
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums[n][j] = at[j / 2 * 8 * kScoreStride + n * 8 + j % 2];
-    }
-    for (int earlier = 0; earlier < block; ++earlier) {
-      const float* decay = decays + earlier * kSlots + part * kPart + column + lane % 4 * 2;
+    for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[n][j] *= decay[n * 8 + j % 2];
+        const float(&x)[4] = sums[m][n];
+        *reinterpret_cast<float2*>(to + m * 16 * stride + n * 8) = {x[0], x[1]};
+        *reinterpret_cast<float2*>(to + (m * 16 + 8) * stride + n * 8) = {x[2], x[3]};
       }
-#pragma unroll
-      for (int k = 0; k < kBlock; k += 8) {
-        float a[4];
-        load_a(pairs + block * kBlock * kPairStride + earlier * kBlock + k, kPairStride, a);
-        round_all(a);
-        const float* b =
-            aged_writes() + (earlier * kBlock + k + lane % 4) * kPartStride + column + lane / 4;
-#pragma unroll
-        for (int n = 0; n < 4; ++n) multiply_add(sums[n], a, b[n * 8], b[4 * kPartStride + n * 8]);
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) at[j / 2 * 8 * kScoreStride + n * 8 + j % 2] = sums[n][j];
     }
   }
 
-  // And on to the memory after the token.
-  __device__ __forceinline__ void add_own_block(int part, const Gates& gates) const {
-    const int row = own_block() * kBlock;
-    float* at = scores + row * kScoreStride + part * kPart + own_slot();
-    const float* pair_row = pairs + row * kPairStride + row;
-    float written[kBlock];
-    float decay = 1;
-#pragma unroll
-    for (int t = 0; t < kBlock; ++t) {
-      decay *= gates.keep[t];
-      float sum = at[t * kScoreStride] * decay;
-#pragma unroll
-      for (int i = 0; i < t; ++i) written[i] *= gates.keep[t];
-      written[t] = gates.write[t];
-#pragma unroll
-      for (int i = 0; i <= t; i += 4) {
-        const float4 pair = *reinterpret_cast<const float4*>(pair_row + t * kPairStride + i);
-        sum += pair.x * written[i];
-        if (i + 1 <= t) sum += pair.y * written[i + 1];
-        if (i + 2 <= t) sum += pair.z * written[i + 2];
-        if (i + 3 <= t) sum += pair.w * written[i + 3];
-      }
-      at[t * kScoreStride] = sum;
-    }
-  }
-
-  __device__ void softmax() const {
-    const int lane = threadIdx.x % 32;
-    for (int t = threadIdx.x / 32; t < kChunk; t += kThreads / 32) {
-      float* row = scores + t * kScoreStride;
-      float x[kSlots / 32];
-      float highest = -INFINITY;
-#pragma unroll
-      for (int j = 0; j < kSlots / 32; ++j) {
-        const int m = lane + 32 * j;
-        x[j] = m < args.M ? row[m] : -INFINITY;
-        highest = fmaxf(highest, x[j]);
-      }
-      highest = warp_max(highest);
-      float sum = 0;
-#pragma unroll
-      for (int j = 0; j < kSlots / 32; ++j) {
-        x[j] = __expf(x[j] - highest);
-        sum += x[j];
-      }
-      const float scale = 1 / warp_sum(sum);
-#pragma unroll
-      for (int j = 0; j < kSlots / 32; ++j) row[lane + 32 * j] = x[j] * scale;
-    }
-    for (int i = threadIdx.x; i < kPairFloats; i += kThreads) pairs[i] = 0;
-  }
-
-  // pairs[t][i] += sum_m p_t s_i decay for tokens of one block. A lane has one i and a quarter of
-  // the slots.
-  __device__ void weigh_own_block(int part) const {
-    const int lane = threadIdx.x % 32;
-    const int row = threadIdx.x / 64 * kBlock;
-    const int first = threadIdx.x / 32 % 2 * 8;
-    const int i = first + lane / 4;
-    const int column = lane % 4 * 4;
-    const float* from = args.write + (memory * kChunk + row + i) * kSlots + part * kPart + column;
-    float written[16];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float4 write = *reinterpret_cast<const float4*>(from + j * 16);
-      written[j * 4] = write.x;
-      written[j * 4 + 1] = write.y;
-      written[j * 4 + 2] = write.z;
-      written[j * 4 + 3] = write.w;
-    }
-    for (int t = first; t < kBlock; ++t) {
-      const float* keep = keeps() + (row + t) * kPartStride + column;
-      const float* p = scores + (row + t) * kScoreStride + part * kPart + column;
-      float sum = 0;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float4 k = *reinterpret_cast<const float4*>(keep + j * 16);
-        const float4 x = *reinterpret_cast<const float4*>(p + j * 16);
-        if (t > i) {
-          written[j * 4] *= k.x;
-          written[j * 4 + 1] *= k.y;
-          written[j * 4 + 2] *= k.z;
-          written[j * 4 + 3] *= k.w;
-        }
-        sum += x.x * written[j * 4] + x.y * written[j * 4 + 1] + x.z * written[j * 4 + 2] +
-               x.w * written[j * 4 + 3];
-      }
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      sum += __shfl_xor_sync(kAllLanes, sum, 2);
-      if (lane % 4 == 0 && t >= i) pairs[(row + t) * kPairStride + row + i] += sum;
-    }
-  }
-
-  // p times the decay since the start of the token's block.
-  __device__ __forceinline__ void decay_to_block(int part, const Gates& gates) const {
-    float* at = scores + own_block() * kBlock * kScoreStride + part * kPart + own_slot();
-    float decay = 1;
-#pragma unroll
-    for (int t = 0; t < kBlock; ++t) {
-      decay *= gates.keep[t];
-      at[t * kScoreStride] *= decay;
-    }
-  }
-
-  // And since the start of the chunk.
-  __device__ void decay_to_chunk(int part) const {
-    const int m = part * kPart + own_slot();
-    float decay = 1;
-    for (int block = 0; block < own_block(); ++block) decay *= decays[block * kSlots + m];
-    float* at = scores + own_block() * kBlock * kScoreStride + m;
-#pragma unroll
-    for (int t = 0; t < kBlock; ++t) at[t * kScoreStride] = tf32(at[t * kScoreStride] * decay);
-  }
-
-  // pairs of tokens of different blocks; a warp has one pair of blocks.
-  __device__ void weigh_earlier_blocks(int part) const {
+  // Warps 0 to 3 have a part of pairs each, the others one of scores.
+  __device__ void read_keys() const {
     const int warp = threadIdx.x / 32;
-    const int lane = threadIdx.x % 32;
-    if (warp >= kBlocks * (kBlocks - 1) / 2) return;
-    const int block = warp < 1 ? 1 : warp < 3 ? 2 : 3;
-    const int earlier = warp - block * (block - 1) / 2;
-    const float* p = scores + block * kBlock * kScoreStride + part * kPart;
-    const float* b = aged_writes() + (earlier * kBlock + lane / 4) * kPartStride + lane % 4;
-    const float* decay_at = decays + part * kPart + lane % 4;
-    float sums[2][4] = {};
-#pragma unroll
-    for (int m = 0; m < kPart; m += 8) {
-      float a[4];
-      load_a(p + m, kScoreStride, a);
-      float decay[2] = {1, 1};
-      for (int between = earlier + 1; between < block; ++between) {
-        decay[0] *= decay_at[between * kSlots + m];
-        decay[1] *= decay_at[between * kSlots + m + 4];
-      }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) a[j] = tf32(a[j] * decay[j / 2]);
-      multiply_add(sums[0], a, b[m], b[m + 4]);
-      multiply_add(sums[1], a, b[8 * kPartStride + m], b[8 * kPartStride + m + 4]);
-    }
-    float* to = pairs + (block * kBlock + lane / 4) * kPairStride + earlier * kBlock + lane % 4 * 2;
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) to[j / 2 * 8 * kPairStride + n * 8 + j % 2] += sums[n][j];
-    }
-  }
-
-  __device__ void weigh() const {
-    Gates gates;
+    const int row = warp % 2 * 32;
+    const int column = warp / 2 % 2 * 32;
+    int next = 0;  // to copy: slice number, and where it is
+    int next_part = 0;
+    int next_k = 0;
+    auto copy_next = [&] {
+      copy_slice(next++, next_part, next_k);
+      next_k += kSlice;
+      if (next_k >= args.K) ++next_part, next_k = 0;
+    };
+    for (int i = 0; i < kStages - 1; ++i) copy_next();
+    int slice = 0;
     for (int part = 0; part < kParts; ++part) {
-      if (part > 0) __syncthreads();
-      load_gates(part, gates);
-      __syncthreads();
-      add_earlier_blocks(part);
-      __syncthreads();
-      add_own_block(part, gates);
-    }
-    __syncthreads();
-    softmax();
-    for (int part = 0; part < kParts; ++part) {
-      __syncthreads();
-      if (kParts > 1) {
-        load_gates(part, gates);
-        __syncthreads();
+      float sums[2][4][4] = {};
+      for (int k = 0; k < args.K; k += kSlice, ++slice) {
+        copy_wait<kStages - 2>();
+        Queries::activate(stage(slice), args.relu);
+        __syncthreads();  // the stage is complete, and the one before it is free
+        copy_next();
+        if (warp >= 4) {
+          multiply_memory(slice, row, column, sums);
+        } else if (part == 0 && column <= row) {
+          multiply_keys(slice, row, column, sums);
+        }
       }
-      weigh_own_block(part);
-      __syncthreads();
-      decay_to_block(part, gates);
-      __syncthreads();
-      weigh_earlier_blocks(part);
-      __syncthreads();
-      decay_to_chunk(part);
+      if (warp >= 4) {
+        store_sums(weights.scores + row * kScoreStride + part * kPart + column, kScoreStride, sums);
+      } else if (part == 0) {
+        store_sums(weights.pairs + row * kPairStride + column, kPairStride, sums);
+      }
     }
     __syncthreads();
   }
 
-  // ---- Phase 3. For every part of V the panels are the parts of hv, by slots, then v.
+  // ---- Phase 3
 
-  static constexpr int kPanelsOfPart = kParts + 1;
-  static constexpr int kUsedPanels = 2;  // by phase 2
   __device__ int panels() const { return (args.V + kPart - 1) / kPart * kPanelsOfPart; }
-  __device__ float* panel(int i) const { return ring + (i + kUsedPanels) % kPanels * kPanelFloats; }
+  __device__ float* panel(unsigned i) const {
+    return ring + (i + kUsedPanels) % kPanels * kPanelFloats;
+  }
 
-  __device__ void copy_panel(int i) const {
+  __device__ void copy_panel(unsigned i) const {
     if (i < panels()) {
       const int v = i / kPanelsOfPart * kPart;
       const int part = i % kPanelsOfPart;
       if (part < kParts) {
-        ValueMemory::copy(
-            panel(i), memories() + static_cast<int64_t>(args.padded_K + v) * kSlots + part * kPart,
-            kSlots);
+        ValueMemory::template copy<kSlots>(panel(i), value_memory + v * kSlots + part * kPart);
       } else {
-        const int g = h / (args.H / args.G);
-        Values::copy(panel(i),
-                     args.qkvf + static_cast<int64_t>(tile.first_row) * args.width + args.v_column +
-                         g * args.V + v,
-                     args.width, tile.count, args.V - v, args.vectors);
+        Values::copy(panel(i), values + v, args.width, tile.count, args.V - v, args.vectors);
       }
     }
     copy_commit();
   }
 
-  __device__ void store_outputs(int v, int row, int column, const float (&sums)[4][4]) const {
+  __device__ void store_outputs(int row, int v, const float (&sums)[4][4]) const {
     const int lane = threadIdx.x % 32;
-    const int64_t row_stride = static_cast<int64_t>(args.H) * args.V;
+    const int64_t stride = static_cast<int64_t>(args.H) * args.V;
+    v += lane % 4 * 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int t = row + half * 8 + lane / 4;
-      if (t >= tile.count) break;
-      float* to = args.out + (tile.first_row + t) * row_stride + static_cast<int64_t>(h) * args.V;
+      if (t >= tile.count) return;
+      float* to = out + t * stride + v;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        const int at = v + column + n * 8 + lane % 4 * 2;
         const float2 y = {fast_silu(sums[n][half * 2]), fast_silu(sums[n][half * 2 + 1])};
-        if (args.vectors && at < args.V) {
-          *reinterpret_cast<float2*>(to + at) = y;
+        if (args.vectors) {
+          if (v + n * 8 < args.V) *reinterpret_cast<float2*>(to + n * 8) = y;
         } else {
-          if (at < args.V) to[at] = y.x;
-          if (at + 1 < args.V) to[at + 1] = y.y;
+          if (v + n * 8 < args.V) to[n * 8] = y.x;
+          if (v + n * 8 + 1 < args.V) to[n * 8 + 1] = y.y;
         }
       }
     }
@@ -447,53 +212,54 @@ struct OutputKernel {
   // A warp has 16 tokens and 32 columns of V.
   __device__ void read_values() const {
     const int lane = threadIdx.x % 32;
-    const int block = threadIdx.x / 64;
-    const int row = block * kBlock;
+    const int row = threadIdx.x / 64 * kBlock;
     const int column = threadIdx.x / 32 % 2 * 32;
+    const float* p_rows = weights.scores + row * kScoreStride;
     float p[kPart / 8][4];
-    float weights[kChunk / 8][4];
+    float of_values[kChunk / 8][4];
 #pragma unroll
     for (int k = 0; k < kChunk / 8; ++k) {
-      if (kParts == 1) load_a(scores + row * kScoreStride + k * 8, kScoreStride, p[k]);
-      load_a(pairs + row * kPairStride + k * 8, kPairStride, weights[k]);
-      round_all(weights[k]);
+      if (kParts == 1) load_a(p_rows + k * 8, kScoreStride, p[k]);
+      load_a(weights.pairs + row * kPairStride + k * 8, kPairStride, of_values[k]);
+      round_all(of_values[k]);
     }
-    float sums[4][4];
-    for (int i = 0; i < panels(); ++i) {
+    unsigned i = 0;
+    auto next_panel = [&] {
       copy_wait<kPanels - 2>();
-      __syncthreads();
+      __syncthreads();  // the panel is complete, and the one before it is free
       copy_panel(i + kPanels - 1);
-      const int part = i % kPanelsOfPart;
-      if (part < kParts) {
-        if (part == 0) {
+      return panel(i++);
+    };
+    for (int v = 0; v < args.V; v += kPart) {
+      float sums[4][4] = {};
+      for (int part = 0; part < kParts; ++part) {
+        const float* b_tile = next_panel() + column * ValueMemory::kStride;
 #pragma unroll
-          for (int n = 0; n < 4; ++n) sums[n][0] = sums[n][1] = sums[n][2] = sums[n][3] = 0;
-        }
-        const float* b = panel(i) + (column + lane / 4) * kValueMemoryStride + lane % 4;
-#pragma unroll
-        for (int k = 0; k < kPart / 8; ++k) {
+        for (int k = 0; k < kPart / 8; k += 2) {
           if (kParts > 1) {
-            load_a(scores + row * kScoreStride + part * kPart + k * 8, kScoreStride, p[k]);
+            load_a(p_rows + part * kPart + k * 8, kScoreStride, p[k]);
+            load_a(p_rows + part * kPart + k * 8 + 8, kScoreStride, p[k + 1]);
           }
 #pragma unroll
           for (int n = 0; n < 4; ++n) {
-            const float* at = b + n * 8 * kValueMemoryStride + k * 8;
-            multiply_add(sums[n], p[k], at[0], at[4]);
+            float b[4];
+            load_b(b_tile + n * 8 * ValueMemory::kStride + k * 8, ValueMemory::kStride, b);
+            multiply_add(sums[n], p[k], b[0], b[1]);
+            multiply_add(sums[n], p[k + 1], b[2], b[3]);
           }
         }
-        continue;
       }
-      const float* b = panel(i) + lane % 4 * kPartStride + column + lane / 4;
+      const float* b = next_panel() + lane % 4 * Values::kStride + column + lane / 4;
 #pragma unroll
-      for (int k = 0; k < kChunk / 8; ++k) {
-        if (k * 8 >= row + kBlock) break;
+      for (int k = 0; k < kChunk; k += 8) {
+        if (k >= row + kBlock) break;
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-          const float* at = b + k * 8 * kPartStride + n * 8;
-          multiply_add(sums[n], weights[k], at[0], at[4 * kPartStride]);
+          multiply_add(sums[n], of_values[k / 8], b[k * Values::kStride + n * 8],
+                       b[(k + 4) * Values::kStride + n * 8]);
         }
       }
-      store_outputs(i / kPanelsOfPart * kPart, row, column, sums);
+      store_outputs(row, v + column, sums);
     }
   }
 
@@ -501,8 +267,9 @@ struct OutputKernel {
     read_keys();
     // Panels that phase 2 leaves alone are copied meanwhile.
     for (int i = 0; i < kPanels - kUsedPanels; ++i) copy_panel(i);
-    weigh();
+    weights.run();
     copy_panel(kPanels - kUsedPanels);
+    grid_release();
     read_values();
   }
 };
@@ -510,22 +277,36 @@ struct OutputKernel {
 template <int kSlots, int kStages>
 __global__ void __launch_bounds__(kThreads, kSlots == 64 && kStages == 2 ? 2 : 1)
     chunk_outputs(const __grid_constant__ ChunkArgs args) {
-  extern __shared__ float4 output_shared[];
   using Kernel = OutputKernel<kSlots, kStages>;
-  grid_release();
+  extern __shared__ float4 output_shared[];
   grid_wait();
-  float* ring = reinterpret_cast<float*>(output_shared);
   const ChunkTile tile = args.step.tiles[blockIdx.y];
   const int h = blockIdx.x;
+  const int g = h / (args.H / args.G);
+  const int64_t row = tile.first_row * args.width;
+  const int64_t memory = static_cast<int64_t>(tile.slot) * args.G + g;
+  const float* key_memory = args.memories + memory * (args.padded_K + args.padded_V) * kSlots;
+  float* ring = reinterpret_cast<float*>(output_shared);
+  float* scores = ring + Kernel::kRingFloats;
+  float* pairs = scores + Kernel::kScoreFloats;
   const Kernel kernel = {
       .args = args,
-      .ring = ring,
-      .scores = ring + Kernel::kRingFloats,
-      .pairs = ring + Kernel::kRingFloats + Kernel::kScoreFloats,
-      .decays = ring + Kernel::kRingFloats + Kernel::kScoreFloats + Kernel::kPairFloats,
       .tile = tile,
-      .h = h,
-      .memory = static_cast<int64_t>(tile.slot) * args.G + h / (args.H / args.G)};
+      .queries = args.qkvf + row + h * args.K,
+      .keys = args.qkvf + row + args.k_column + g * args.K,
+      .values = args.qkvf + row + args.v_column + g * args.V,
+      .key_memory = key_memory,
+      .value_memory = key_memory + args.padded_K * kSlots,
+      .out = args.out + (static_cast<int64_t>(tile.first_row) * args.H + h) * args.V,
+      .ring = ring,
+      .weights = {.M = args.M,
+                  .keep = args.keep + memory * kChunk * kSlots,
+                  .write = args.write + memory * kChunk * kSlots,
+                  .scores = scores,
+                  .pairs = pairs,
+                  .keeps = ring + Kernel::kPanelFloats,
+                  .aged_writes = ring,
+                  .decays = pairs + Kernel::kPairFloats}};
   kernel.run();
 }
 
