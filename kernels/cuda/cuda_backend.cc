@@ -9,14 +9,15 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "kernels/cpu/sample.h"
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/device_step.h"
 #include "kernels/cuda/elementwise.cuh"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/matvec.cuh"
+#include "kernels/cuda/mix_chunk.cuh"
 #include "kernels/cuda/mix_decode.cuh"
 #include "kernels/cuda/read_bandwidth.cuh"
+#include "kernels/cuda/sample.cuh"
 #include "kernels/cuda/uploader.h"
 
 namespace gsa {
@@ -85,6 +86,7 @@ class CudaBackend final : public Backend {
   };
   using RecordingKey = std::tuple<int64_t, const void*, const void*>;  // rows, model, states
 
+  void reserve_sampler(const TensorView& logits);
   // x or its norm as the operand of a product with many tokens, in scratch memory.
   void* operand(const TensorView& x, int64_t rows, bool normalize, const TensorView& norm_weight,
                 double eps, DType type);
@@ -107,7 +109,10 @@ class CudaBackend final : public Backend {
   size_t element_bytes_ = 2;        // of the widest matrix
   DeviceArray<std::byte> operand_;  // [T, max(D, H*V, F)]
   DeviceArray<std::byte> gate_up_;  // [T, 2F]
-  DeviceArray<float> edges_;        // of the convolution
+  ChunkedMix chunked_mix_;
+  Sampler sampler_;
+  int64_t sampler_rows_ = 0, sampler_vocabulary_ = 0;
+  DeviceArray<float> edges_;  // of the convolution
   int64_t edge_floats_ = 0;
 
   std::map<RecordingKey, Recording> recordings_;
@@ -178,10 +183,11 @@ void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64
   uploader_.reset();  // all weights are there
   limits_ = limits;
   step_.reserve(limits);
-  if (limits.tokens > kMatVecTokens) {
+  if (limits.tokens > 1) {
     const int64_t rows = std::max(limits.tokens, limits.logit_rows);
     operand_ = DeviceArray<std::byte>(rows * std::max({D, shape.H * shape.V, F}) * element_bytes_);
     gate_up_ = DeviceArray<std::byte>(limits.tokens * 2 * F * element_bytes_);
+    chunked_mix_.reserve(limits.tokens, limits.segments, shape);
   }
 }
 
@@ -261,7 +267,7 @@ void CudaBackend::norm_project(const NormProject& args) {
 void CudaBackend::convolve(const Convolve& args) {
   const int64_t channels = args.weight.shape[0], C = args.weight.shape[1];
   if (!edges_.get()) {
-    const int64_t tiles = limits_.tokens / kTileTokens + limits_.segments + 8;
+    const int64_t tiles = limits_.tokens / kChunk + limits_.segments + 8;
     edges_ = DeviceArray<float>(std::min(tiles, limits_.tokens + 8) * std::max<int64_t>(C - 1, 1) *
                                 channels);
   }
@@ -274,19 +280,12 @@ void CudaBackend::mix(const Mix& args) {
               args.shape.H + args.shape.G, args.qkvf.f32());
   }
   mix_decode(chained_, args, step_.decode_rows(), static_cast<int>(step_.decode_count()));
-  // TEMPORARY
-  std::vector<Segment> segs(step_.segment_count());
   if (step_.long_segments() > 0) {
-    download(step_.segments(), segs.size() * sizeof(Segment), segs.data());
-    for (int t = 0;; ++t) {
-      std::vector<DecodeRow> rows;
-      for (const Segment& sg : segs)
-        if (sg.count > 1 && t < sg.count) rows.push_back({sg.first + t, sg.state});
-      if (rows.empty()) break;
-      static DeviceArray<DecodeRow> dev(4096);
-      upload(rows.data(), rows.size() * sizeof(DecodeRow), dev.get());
-      mix_decode(alone_, args, dev.get(), static_cast<int>(rows.size()));
-    }
+    chunked_mix_.run(chained_, args,
+                     {.segments = step_.segments(),
+                      .segment_count = static_cast<int>(step_.long_segments()),
+                      .tiles = step_.tiles(),
+                      .tile_count = static_cast<int>(step_.long_tiles())});
   }
 }
 
@@ -324,23 +323,30 @@ void CudaBackend::gather_logit_rows(const TensorView& x, const TensorView& out) 
   gather(chained_, x.f32(), step_.logit_rows(), rows_of(out), x.shape[1], out.f32());
 }
 
+// At the first call; later ones need no more rows, or are outside of a step's common way.
+void CudaBackend::reserve_sampler(const TensorView& logits) {
+  const int64_t rows = std::max(limits_.segments, logits.shape[0]);
+  if (rows <= sampler_rows_ && logits.shape[1] <= sampler_vocabulary_) return;
+  synchronize();
+  sampler_rows_ = rows;
+  sampler_vocabulary_ = logits.shape[1];
+  sampler_ = Sampler();
+  sampler_.reserve(rows, logits.shape[1]);
+}
+
 void CudaBackend::score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
                         std::span<SampleResult> results) {
-  std::vector<float> host(logits.elements());
-  download(logits.data, logits.bytes(), host.data());
-  for (size_t r = 0; r < results.size(); ++r) {
-    results[r] =
-        cpu::score_row(host.data() + r * logits.shape[1], logits.shape[1], targets[r], top);
-  }
+  if (results.empty()) return;
+  reserve_sampler(logits);
+  sampler_.score(chained_, logits.f32(), logits.shape[1], targets, top, results);
 }
 
 void CudaBackend::sample(const TensorView& logits, std::span<const SampleRow> rows,
                          std::span<SampleResult> results) {
-  std::vector<float> host(logits.elements());
-  download(logits.data, logits.bytes(), host.data());
-  for (size_t r = 0; r < results.size(); ++r) {
-    results[r] = cpu::sample_row(host.data() + r * logits.shape[1], logits.shape[1], rows[r]);
-  }
+  if (results.empty()) return;
+  reserve_sampler(logits);
+  sampler_.queue(chained_, logits.f32(), logits.shape[1], rows);
+  sampler_.collect(results);
 }
 
 }  // namespace

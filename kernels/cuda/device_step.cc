@@ -17,7 +17,7 @@ void DeviceStep::reserve(const StepLimits& limits) {
   // Every token may be a segment and a tile of its own.
   const size_t rows = std::max(limits.tokens, limits.logit_rows);
   slot_bytes_ =
-      rows * (2 * sizeof(int32_t) + sizeof(DecodeRow) + sizeof(Segment) + sizeof(TokenTile)) +
+      rows * (2 * sizeof(int32_t) + sizeof(DecodeRow) + sizeof(Segment) + sizeof(ChunkTile)) +
       kParts * kAlignment;
   device_ = DeviceArray<std::byte>(slot_bytes_);
   pinned_ = PinnedArray<std::byte>(slot_bytes_ * kSlots);
@@ -33,22 +33,13 @@ void DeviceStep::arrange(const Step& step, int64_t rows) {
   host_logit_rows_.assign(step.logit_rows.begin(), step.logit_rows.end());
   host_decode_.clear();
   host_segments_.clear();
-  host_tiles_.clear();
-  const auto add = [&](const Segment& segment) {
-    const int32_t index = static_cast<int32_t>(host_segments_.size());
-    host_segments_.push_back(segment);
-    for (int32_t t = 0; t < segment.count; t += kTileTokens) {
-      host_tiles_.push_back({index, segment.first + t, std::min(kTileTokens, segment.count - t)});
-    }
-  };
   for (const Segment& segment : step.segments) {
-    if (segment.count > 1) add(segment);
+    if (segment.count > 1) host_segments_.push_back(segment);
   }
   long_segments_ = static_cast<int64_t>(host_segments_.size());
-  long_tiles_ = static_cast<int64_t>(host_tiles_.size());
   const auto add_single = [&](const Segment& segment) {
     host_decode_.push_back({segment.first, segment.state});
-    add(segment);
+    host_segments_.push_back(segment);
   };
   for (const Segment& segment : step.segments) {
     if (segment.count == 1) add_single(segment);
@@ -57,6 +48,7 @@ void DeviceStep::arrange(const Step& step, int64_t rows) {
     add_single({.state = -1, .first = row, .count = 1});
     host_logit_rows_.push_back(row);
   }
+  host_tiles_ = cut_into_chunks(host_segments_);
 }
 
 void DeviceStep::upload(const Step& step, int64_t rows, cudaStream_t stream) {
@@ -66,6 +58,8 @@ void DeviceStep::upload(const Step& step, int64_t rows, cudaStream_t stream) {
   decode_count_ = static_cast<int64_t>(host_decode_.size());
   segment_count_ = static_cast<int64_t>(host_segments_.size());
   tile_count_ = static_cast<int64_t>(host_tiles_.size());
+  // Segments of one token are one tile each.
+  long_tiles_ = tile_count_ - decode_count_;
 
   const Event& uploaded = uploaded_[slot_];
   GSA_CUDA_CHECK(cudaEventSynchronize(uploaded.get()));

@@ -33,7 +33,7 @@ class DeviceStep {
   const Segment* segments() const { return at<Segment>(kSegments); }  // all, long ones first
   int64_t segment_count() const { return segment_count_; }
   int64_t long_segments() const { return long_segments_; }
-  const TokenTile* tiles() const { return at<TokenTile>(kTiles); }  // of all segments, in order
+  const ChunkTile* tiles() const { return at<ChunkTile>(kTiles); }  // of all segments, in order
   int64_t tile_count() const { return tile_count_; }
   int64_t long_tiles() const { return long_tiles_; }  // of the long segments
 
@@ -51,7 +51,7 @@ class DeviceStep {
   std::vector<int32_t> host_tokens_, host_logit_rows_;
   std::vector<DecodeRow> host_decode_;
   std::vector<Segment> host_segments_;
-  std::vector<TokenTile> host_tiles_;
+  std::vector<ChunkTile> host_tiles_;
 
   // Uploads go through page-locked slots in turn; an event tells when a slot may be written again.
   size_t slot_bytes_ = 0;

@@ -111,7 +111,7 @@ struct ConvolveArgs {
   float* history;
   float* edges;
   const Segment* segments;
-  const TokenTile* tiles;
+  const ChunkTile* tiles;
   int64_t width, state_stride;
   int channels, C;
 };
@@ -121,11 +121,11 @@ __global__ void save_edges_kernel(ConvolveArgs a) {
   const int channel = blockIdx.x * kThreads + threadIdx.x;
   grid_release();
   grid_wait();
-  const TokenTile tile = a.tiles[blockIdx.y];
+  const ChunkTile tile = a.tiles[blockIdx.y];
   const Segment segment = a.segments[tile.segment];
   if (channel >= a.channels || segment.state < 0) return;
   for (int i = 0; i < a.C - 1; ++i) {
-    const int row = tile.first - (a.C - 1) + i;
+    const int row = tile.first_row - (a.C - 1) + i;
     const float* from = row >= segment.first
                             ? a.qkvf + row * a.width
                             : a.history + segment.state * a.state_stride +
@@ -139,14 +139,14 @@ __global__ void convolve_kernel(ConvolveArgs a) {
   const int channel = blockIdx.x * kThreads + threadIdx.x;
   grid_release();
   grid_wait();
-  const TokenTile tile = a.tiles[blockIdx.y];
+  const ChunkTile tile = a.tiles[blockIdx.y];
   const Segment segment = a.segments[tile.segment];
   if (channel >= a.channels || segment.state < 0) return;
   const int past = a.C - 1;
   float* edges = a.edges + int64_t{blockIdx.y} * past * a.channels + channel;
   const float* weight = a.weight + int64_t{channel} * a.C;
   for (int t = 0; t < tile.count; ++t) {
-    float* at = a.qkvf + (tile.first + t) * a.width + channel;
+    float* at = a.qkvf + (tile.first_row + t) * a.width + channel;
     const float newest = *at;
     float sum = 0;
     for (int i = 0; i < past; ++i) {
@@ -155,7 +155,7 @@ __global__ void convolve_kernel(ConvolveArgs a) {
     if (past > 0) edges[int64_t{t % past} * a.channels] = newest;
     *at = silu(sum + weight[past] * newest);
   }
-  if (tile.first + tile.count != segment.first + segment.count) return;
+  if (tile.first_row + tile.count != segment.first + segment.count) return;
   float* history = a.history + segment.state * a.state_stride + channel;
   for (int i = 0; i < past; ++i) {
     history[int64_t{i} * a.channels] = edges[int64_t{(tile.count + i) % past} * a.channels];
@@ -215,7 +215,7 @@ void map_heads(const Launch& how, const TensorView& map, int64_t tokens, int64_t
 }
 
 void convolve(const Launch& how, const Convolve& args, const Segment* segments,
-              const TokenTile* tiles, int64_t tile_count, float* edges) {
+              const ChunkTile* tiles, int64_t tile_count, float* edges) {
   const ConvolveArgs a{.weight = args.weight.f32(),
                        .qkvf = args.qkvf.f32(),
                        .history = args.history,

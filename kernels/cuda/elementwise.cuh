@@ -5,16 +5,9 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/common.cuh"
+#include "kernels/cuda/mix_chunk.cuh"
 
 namespace gsa::cuda {
-
-// A piece of at most kTileTokens consecutive tokens of one segment.
-constexpr int kTileTokens = 64;
-struct TokenTile {
-  int32_t segment;  // index in the step
-  int32_t first;    // row of its first token
-  int32_t count;
-};
 
 // x[t] = table[tokens[t]], [N, D] -> [count, D] f32.
 void embed(const Launch& how, const TensorView& table, const int32_t* tokens, int64_t count,
@@ -50,6 +43,6 @@ void map_heads(const Launch& how, const TensorView& map, int64_t tokens, int64_t
 // Backend::convolve. `edges` is scratch of [tiles, C - 1, channels] floats: the inputs before each
 // tile, kept before they are overwritten.
 void convolve(const Launch& how, const Convolve& args, const Segment* segments,
-              const TokenTile* tiles, int64_t tile_count, float* edges);
+              const ChunkTile* tiles, int64_t tile_count, float* edges);
 
 }  // namespace gsa::cuda
