@@ -8,28 +8,33 @@
 namespace gsa::cuda {
 namespace {
 
-// The streaming kernel. A block owns kTiles tiles of 8 rows; its warps share out the columns in
-// pieces of 32. Each lane copies 16 bytes of its row per tile and piece into its own places of a
-// ring in shared memory, kDepth copies ahead of their use, and reads back only what it copied
-// itself: there is nothing to synchronise, and the ring fills before the activations are known.
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * 32;
-constexpr int kPiece = 32;  // columns
+// The streaming kernel. A warp owns kTiles tiles of 8 rows and a slice of the columns; the warps of
+// a block that have the same rows add up their sums at the end. Each lane copies 16 bytes of its
+// row per tile and piece of 32 columns into places of its own in shared memory, kDepth pieces ahead
+// of their use, and reads back only what it copied itself: there is nothing to synchronise, and the
+// copies are under way before the activations are known.
+constexpr int kMostWarps = 16;
+constexpr int kTiles = 2;
 constexpr int kTileRows = 8;
-constexpr int kPair = 2;   // tiles copied and multiplied together
-constexpr int kDepth = 8;  // pairs under way per lane
-constexpr int kGroup = 8;  // tokens that share a product
-constexpr size_t kRingBytes = size_t{kWarps} * kDepth * kPair * 32 * 16;
-constexpr size_t kActivationBytes = 64 * 1024;
+constexpr int kRows = kTiles * kTileRows;  // of a warp
+constexpr int kPiece = 32;                 // columns of two products
+constexpr int kDepth = 6;
+constexpr int kGroup = 8;                                         // tokens that share a product
+constexpr size_t kRingBytes = size_t{kDepth} * kTiles * 32 * 16;  // of a warp
+constexpr int64_t kActivationBytes = 24 * 1024;
 
 struct Args {
   const float* x;
   const float* norm_weight;
   const __nv_bfloat16* weight;
   float* y;
-  int tokens, rows, cols, panel;
+  int tokens, rows, cols;
+  int groups;        // of rows in a block; the other factor of its warps is the number of slices
+  int slices;        // of the columns
+  int panel_pieces;  // of each slice whose activations stand in shared memory at a time
+  int panel;         // the same as columns of all slices
   float eps;
-  bool normalize, accumulate;
+  bool normalize, gated, accumulate;
 };
 
 __device__ __forceinline__ void mma(const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
@@ -54,22 +59,32 @@ struct Panel {
   }
 };
 
-// Loads columns [begin, begin + n) of all tokens times the norm's weight, and adds the squares of
-// the plain values to this thread's sums.
-__device__ __forceinline__ void load_panel(const Args& a, int begin, int n, const Panel& panel,
-                                           float (&squares)[kMatVecTokens]) {
-#pragma unroll
-  for (int t = 0; t < kMatVecTokens; ++t) {
-    if (t >= a.tokens) break;
-    const float* row = a.x + int64_t{t} * a.cols + begin;
-#pragma unroll 4
-    for (int c = threadIdx.x * 4; c < n; c += kThreads * 4) {
-      const float4 x = *reinterpret_cast<const float4*>(row + c);
+__device__ __forceinline__ int slice_begin(const Args& a, int slice) {
+  return a.cols / kPiece * slice / a.slices;
+}
+
+// Loads panel `p` of all tokens times the norm's weight, and adds up the squares of the plain
+// values: squares[t * kMostWarps + w] is the sum of warp w over all panels.
+__device__ __forceinline__ void load_panel(const Args& a, int p, const Panel& panel,
+                                           float* squares) {
+  const bool whole = a.panel >= a.cols;
+  const int width = whole ? a.cols : a.panel_pieces * kPiece;  // of a slice
+  for (int t = 0; t < a.tokens; ++t) {
+    float sum = 0;
+#pragma unroll 2
+    for (int c = threadIdx.x * 4; c < (whole ? a.cols : a.panel); c += blockDim.x * 4) {
+      int column = c;
+      if (!whole) {
+        const int slice = c / width;
+        column = (slice_begin(a, slice) + p * a.panel_pieces) * kPiece + c - slice * width;
+        if (column >= slice_begin(a, slice + 1) * kPiece) continue;
+      }
+      const float4 x = *reinterpret_cast<const float4*>(a.x + int64_t{t} * a.cols + column);
       float4 w = make_float4(1, 1, 1, 1);
       if (a.norm_weight != nullptr) {
-        w = __ldg(reinterpret_cast<const float4*>(a.norm_weight + begin + c));
+        w = __ldg(reinterpret_cast<const float4*>(a.norm_weight + column));
       }
-      squares[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+      sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
       const float v[4] = {x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w};
       __nv_bfloat16 hi[4], lo[4];
 #pragma unroll
@@ -80,177 +95,193 @@ __device__ __forceinline__ void load_panel(const Args& a, int begin, int n, cons
       *reinterpret_cast<uint2*>(panel.hi + t * panel.pitch + c) = *reinterpret_cast<uint2*>(hi);
       *reinterpret_cast<uint2*>(panel.lo + t * panel.pitch + c) = *reinterpret_cast<uint2*>(lo);
     }
+    if (!a.normalize) continue;
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 != 0) continue;
+    float& total = squares[t * kMostWarps + threadIdx.x / 32];
+    total = p > 0 ? total + sum : sum;
   }
 }
 
-// The fragments of up to 8 tokens and one piece of columns for two products of 16 columns: the high
-// halves as rows 0 to 7, the low ones as rows 8 to 15.
-__device__ __forceinline__ void load_tokens(const Panel& panel, int tokens, int token, int column,
-                                            uint32_t (&first)[4], uint32_t (&second)[4]) {
-  uint4 hi = {}, lo = {};
-  if (token < tokens) {
-    hi = *reinterpret_cast<const uint4*>(panel.hi + token * panel.pitch + column);
-    lo = *reinterpret_cast<const uint4*>(panel.lo + token * panel.pitch + column);
-  }
-  first[0] = hi.x, first[1] = lo.x, first[2] = hi.y, first[3] = lo.y;
-  second[0] = hi.z, second[1] = lo.z, second[2] = hi.w, second[3] = lo.w;
-}
+// A warp's weights on their way through its ring.
+struct Stream {
+  uint4* ring;                // this lane's first place
+  const uint4* rows[kTiles];  // this lane's 16 bytes of the warp's next piece to be copied
+  int left;                   // pieces not yet asked for
 
-template <int kTiles, bool kGated, int kGroups>
-__global__ void __launch_bounds__(kThreads, 2) stream_kernel(Args a) {
-  extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ float block_squares[kMatVecTokens][kWarps];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int g = lane / 4, j = lane % 4;
-  const int pieces = a.cols / kPiece;
-  const int mine = (pieces - warp + kWarps - 1) / kWarps;  // pieces warp, warp + kWarps, ...
-  const Panel panel(shared + kRingBytes, a.tokens, a.panel);
-  uint4* ring = reinterpret_cast<uint4*>(shared) + warp * kDepth * kPair * 32 + lane;
-  grid_release();
-
-  // A gated block's tiles are gate rows and the up rows that belong to them, in turn.
-  const int first_row = blockIdx.x * (kGated ? kTiles / 2 : kTiles) * kTileRows;
-  const __nv_bfloat16* base = a.weight + warp * kPiece + j * 8;
-  const auto source = [&](int tile) {
-    const int row = min(first_row + (kGated ? tile / 2 : tile) * kTileRows + g, a.rows - 1);
-    return base + int64_t{row + (kGated && tile % 2 == 1 ? a.rows : 0)} * a.cols;
-  };
-  int slot = 0;
-  // Pair number `pair`, counted from the first of piece i.
-  constexpr int kPairs = kTiles / kPair;
-  const auto copy = [&](int i, int pair) {
-    const int piece = i + pair / kPairs;
-    if (piece < mine) {
+  // Asks for the next piece, into place `place` of the ring.
+  template <typename Place>
+  __device__ __forceinline__ void ask(Place place, int ahead) {
+    if (ahead < left) {
 #pragma unroll
-      for (int n = 0; n < kPair; ++n) {
-        copy_async(ring + (slot * kPair + n) * 32,
-                   source(pair % kPairs * kPair + n) + piece * (kWarps * kPiece));
+      for (int t = 0; t < kTiles; ++t) {
+        copy_async(ring + (place * kTiles + t) * 32, rows[t] + ahead * (kPiece * 2 / 16));
       }
     }
     copy_commit();
-    slot = (slot + 1) % kDepth;
-  };
-#pragma unroll
-  for (int n = 0; n < kDepth; ++n) copy(0, n);
-  if (a.norm_weight != nullptr) {
-    for (int c = threadIdx.x * 32; c < a.cols; c += kThreads * 32) prefetch(a.norm_weight + c);
   }
+  __device__ __forceinline__ void advance() {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) rows[t] += kDepth * (kPiece * 2 / 16);
+    left -= kDepth;
+  }
+};
 
-  float sums[kGroups][kTiles][4] = {};
-  float squares[kMatVecTokens] = {};
+template <int kGroups>
+struct Sums {
+  float v[kGroups][kTiles][4] = {};
+
+  // Adds the products of one piece: the high halves of 8 tokens are rows 0 to 7 of a fragment, the
+  // low ones rows 8 to 15.
+  __device__ __forceinline__ void add(const uint4 (&w)[kTiles], const __nv_bfloat16* hi,
+                                      const __nv_bfloat16* lo, int pitch, int tokens) {
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      uint4 h = {}, l = {};
+      if (static_cast<int>(threadIdx.x % 32 / 4) + group * kGroup < tokens) {
+        h = *reinterpret_cast<const uint4*>(hi + group * kGroup * pitch);
+        l = *reinterpret_cast<const uint4*>(lo + group * kGroup * pitch);
+      }
+      const uint32_t first[4] = {h.x, l.x, h.y, l.y}, second[4] = {h.z, l.z, h.w, l.w};
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) mma(first, w[t].x, w[t].y, v[group][t]);
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) mma(second, w[t].z, w[t].w, v[group][t]);
+    }
+  }
+};
+
+template <int kGroups>
+__global__ void __launch_bounds__(kMostWarps * 32, 2)
+    stream_kernel(const __grid_constant__ Args a) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  __shared__ float squares[kMatVecTokens * kMostWarps];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warps = blockDim.x / 32;
+  const int g = lane / 4, j = lane % 4;
+  const int group = warp / a.slices, slice = warp % a.slices;
+  const int first_piece = slice_begin(a, slice);
+  const int pieces = slice_begin(a, slice + 1) - first_piece;
+  grid_release();
+
+  // A gated block's tiles are gate rows and the up rows that belong to them. Rows past the end
+  // repeat the last one.
+  const int first_row = (blockIdx.x * a.groups + group) * (a.gated ? kTileRows : kRows);
+  Stream stream;
+  stream.ring = reinterpret_cast<uint4*>(shared + warp * kRingBytes) + lane;
+  stream.left = pieces;
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+    const int row = a.gated ? min(first_row + g, a.rows - 1) + t * a.rows
+                            : min(first_row + t * kTileRows + g, a.rows - 1);
+    stream.rows[t] = reinterpret_cast<const uint4*>(a.weight + int64_t{row} * a.cols +
+                                                    first_piece * kPiece + j * 8);
+  }
+#pragma unroll
+  for (int i = 0; i < kDepth; ++i) stream.ask(i, i);
+  stream.advance();
+  const Panel panel(shared + warps * kRingBytes, a.tokens, a.panel);
+  if (a.norm_weight != nullptr) {
+    for (int c = threadIdx.x * 32; c < a.cols; c += blockDim.x * 32) prefetch(a.norm_weight + c);
+  }
   grid_wait();
-  int i = 0;
-  for (int begin = 0; begin < a.cols; begin += a.panel) {
-    const int n = min(a.panel, a.cols - begin);
-    if (begin > 0) __syncthreads();
-    load_panel(a, begin, n, panel, squares);
+
+  Sums<kGroups> sums;
+  const int most_pieces = (a.cols / kPiece + a.slices - 1) / a.slices;
+  for (int p = 0; p * a.panel_pieces < most_pieces; ++p) {
+    if (p > 0) __syncthreads();
+    load_panel(a, p, panel, squares);
     __syncthreads();
-    for (int piece = warp; piece < n / kPiece; piece += kWarps, ++i) {
-      uint32_t x[kGroups][2][4];
+    const int column = (a.panel >= a.cols ? first_piece : slice * a.panel_pieces) * kPiece;
+    const __nv_bfloat16* hi = panel.hi + g * panel.pitch + column + j * 8;
+    const __nv_bfloat16* lo = hi + (panel.lo - panel.hi);
+    const int end = min((p + 1) * a.panel_pieces, pieces);
+    for (int piece = p * a.panel_pieces; piece < end; piece += kDepth) {
 #pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        load_tokens(panel, a.tokens, group * kGroup + g, piece * kPiece + j * 8, x[group][0],
-                    x[group][1]);
-      }
-#pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
+      for (int i = 0; i < kDepth; ++i) {
+        if (piece + i >= end) break;
         copy_wait<kDepth - 1>();
-        uint4 w[kPair];
+        uint4 w[kTiles];
 #pragma unroll
-        for (int n = 0; n < kPair; ++n) w[n] = ring[(slot * kPair + n) * 32];
-        copy(i, pair + kDepth);
-#pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-          for (int n = 0; n < kPair; ++n) {
-            mma(x[group][0], w[n].x, w[n].y, sums[group][pair * kPair + n]);
-          }
-        }
-#pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-          for (int n = 0; n < kPair; ++n) {
-            mma(x[group][1], w[n].z, w[n].w, sums[group][pair * kPair + n]);
-          }
-        }
+        for (int t = 0; t < kTiles; ++t) w[t] = stream.ring[(i * kTiles + t) * 32];
+        stream.ask(i, i);
+        sums.add(w, hi + i * kPiece, lo + i * kPiece, panel.pitch, a.tokens);
       }
+      hi += kDepth * kPiece;
+      lo += kDepth * kPiece;
+      stream.advance();
     }
   }
 
-  // The warps' sums meet in shared memory: [warp][token][row of the block].
-  constexpr int kRows = kTiles * kTileRows;
+  // The slices meet in shared memory: [warp][token][row of the warp].
   copy_wait<0>();
   __syncthreads();
   float* partial = reinterpret_cast<float*>(shared);
 #pragma unroll
-  for (int group = 0; group < kGroups; ++group) {
-    const int t = group * kGroup + g;
+  for (int n = 0; n < kGroups; ++n) {
+    const int t = n * kGroup + g;
     if (t >= a.tokens) continue;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const float(&s)[4] = sums[group][tile];
+      const float(&s)[4] = sums.v[n][tile];
       *reinterpret_cast<float2*>(partial + (warp * a.tokens + t) * kRows + tile * kTileRows +
                                  2 * j) = make_float2(s[0] + s[2], s[1] + s[3]);
     }
   }
-  if (a.normalize) {
-#pragma unroll
-    for (int t = 0; t < kMatVecTokens; ++t) {
-      if (t >= a.tokens) break;
-      const float sum = warp_sum(squares[t]);
-      if (lane == 0) block_squares[t][warp] = sum;
-    }
-  }
   __syncthreads();
-  constexpr int kOutputs = kGated ? kRows / 2 : kRows;
-  for (int o = threadIdx.x; o < a.tokens * kOutputs; o += kThreads) {
-    const int t = o / kOutputs, r = o % kOutputs;
-    const int row = first_row + r;
-    if (row >= a.rows) continue;
-    const int at = kGated ? r / kTileRows * 2 * kTileRows + r % kTileRows : r;
+  const int outputs = a.gated ? kTileRows : kRows;
+  for (int o = threadIdx.x; o < a.tokens * a.groups * kRows; o += blockDim.x) {
+    const int r = o % kRows, t = o / kRows % a.tokens, from_group = o / kRows / a.tokens;
+    const int row = (blockIdx.x * a.groups + from_group) * outputs + r;
+    if (r >= outputs || row >= a.rows) continue;
     float* y = a.y + int64_t{t} * a.rows + row;
     const float before = a.accumulate ? *y : 0.0f;
     float sum = 0, up = 0, norm = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const float* from = partial + (w * a.tokens + t) * kRows + at;
+    const float* from = partial + (from_group * a.slices * a.tokens + t) * kRows + r;
+    for (int s = 0; s < a.slices; ++s, from += a.tokens * kRows) {
       sum += from[0];
-      if (kGated) up += from[kTileRows];
-      if (a.normalize) norm += block_squares[t][w];
+      if (a.gated) up += from[kTileRows];
+    }
+    if (a.normalize) {
+      for (int w = 0; w < warps; ++w) norm += squares[t * kMostWarps + w];
     }
     // The norm's scale commutes with the product.
     const float scale = a.normalize ? rsqrtf(norm / a.cols + a.eps) : 1.0f;
-    *y = kGated ? silu(sum * scale) * (up * scale) : before + sum * scale;
+    *y = a.gated ? silu(sum * scale) * (up * scale) : before + sum * scale;
   }
 }
 
-template <int kTiles, bool kGated, int kGroups>
-void launch_stream(const Launch& how, const Args& args) {
-  const auto kernel = stream_kernel<kTiles, kGated, kGroups>;
-  const size_t bytes = kRingBytes + size_t{4} * args.tokens * (args.panel + 32);
-  [[maybe_unused]] static const bool allowed = [&] {
-    allow_shared_memory(kernel, kRingBytes + kActivationBytes + 4096);
+void launch_stream(const Launch& how, Args args) {
+  const auto kernel = args.tokens <= kGroup ? stream_kernel<1> : stream_kernel<2>;
+  [[maybe_unused]] static const bool allowed = [] {
+    constexpr size_t kMost = kMostWarps * kRingBytes + 4 * kActivationBytes;
+    allow_shared_memory(stream_kernel<1>, kMost);
+    allow_shared_memory(stream_kernel<2>, kMost);
     return true;
   }();
-  const int outputs = (kGated ? kTiles / 2 : kTiles) * kTileRows;
-  const unsigned blocks = (args.rows + outputs - 1) / outputs;
-  launch(how, {.blocks = blocks, .threads = kThreads, .shared_bytes = bytes}, kernel, args);
-}
-
-// The first number of tiles in the list that is large enough, or the last.
-template <int kTiles, int... kMore>
-void choose_stream(const Launch& how, const Args& args, bool gated, int wanted) {
-  if constexpr (sizeof...(kMore) > 0) {
-    if (kTiles < wanted) return choose_stream<kMore...>(how, args, gated, wanted);
+  // Every multiprocessor gets one block, or one more here and there.
+  const int outputs = args.gated ? kTileRows : kRows;
+  const int groups = (args.rows + outputs - 1) / outputs;
+  const int slots = how.multiprocessors + how.multiprocessors / 16;
+  args.groups = std::min((groups + slots - 1) / slots, kMostWarps);
+  args.slices = std::clamp(kMostWarps / args.groups, 1, args.cols / kPiece);
+  // Panels but the last are a multiple of the ring, so that each begins at the ring's first place.
+  const int pieces = (args.cols / kPiece + args.slices - 1) / args.slices;
+  const int most = static_cast<int>(kActivationBytes / 4 / args.tokens) / (args.slices * kPiece);
+  args.panel_pieces = std::max(most / kDepth, 1) * kDepth;
+  args.panel = args.slices * args.panel_pieces * kPiece;
+  if (args.cols * args.tokens * 4 <= kActivationBytes) {
+    args.panel_pieces = pieces;
+    args.panel = args.cols;
   }
-  if (args.tokens <= kGroup) {
-    if (gated) return launch_stream<kTiles, true, 1>(how, args);
-    return launch_stream<kTiles, false, 1>(how, args);
-  }
-  // Twice the sums per tile: registers hold fewer tiles.
-  constexpr int kFewer = kTiles < 8 ? kTiles : 8;
-  if (gated) return launch_stream<kFewer, true, 2>(how, args);
-  launch_stream<kFewer, false, 2>(how, args);
+  const int warps = args.groups * args.slices;
+  const size_t bytes = warps * std::max<size_t>(kRingBytes, size_t{4} * args.tokens * kRows) +
+                       size_t{4} * args.tokens * (args.panel + 32);
+  launch(how,
+         {.blocks = static_cast<unsigned>((groups + args.groups - 1) / args.groups),
+          .threads = static_cast<unsigned>(warps * 32),
+          .shared_bytes = bytes},
+         kernel, args);
 }
 
 // Any type and any shape: a warp for each row.
@@ -262,6 +293,9 @@ struct PlainArgs {
   float eps;
   bool normalize, gated, accumulate;
 };
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * 32;
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) plain_kernel(PlainArgs a, const T* weight) {
@@ -315,24 +349,21 @@ void mat_vec(const Launch& how, const MatVec& m) {
   const int rows = static_cast<int>(m.gated ? m.weight.shape[0] / 2 : m.weight.shape[0]);
   assert(m.tokens >= 1 && m.tokens <= kMatVecTokens && !(m.gated && m.accumulate));
   if (m.weight.dtype == DType::kBF16 && cols % kPiece == 0) {
-    constexpr int kStep = kWarps * kPiece;
-    const int most = static_cast<int>(kActivationBytes / 4 / m.tokens) / kStep * kStep;
-    const int tiles = (m.gated ? 2 : 1) * ((rows + kTileRows - 1) / kTileRows);
-    const int slack = how.multiprocessors + how.multiprocessors / 16;
-    const Args args{.x = m.x,
-                    .norm_weight = m.norm_weight,
-                    .weight = static_cast<const __nv_bfloat16*>(m.weight.data),
-                    .y = m.y,
-                    .tokens = m.tokens,
-                    .rows = rows,
-                    .cols = cols,
-                    .panel = std::min((cols + kStep - 1) / kStep * kStep, most),
-                    .eps = m.eps,
-                    .normalize = m.normalize,
-                    .accumulate = m.accumulate};
-    // As few tiles per block as give every multiprocessor one block, or one more here and there.
-    const int wanted = (tiles + slack - 1) / slack;
-    return choose_stream<2, 4, 6, 8, 10, 12, 14>(how, args, m.gated, wanted);
+    return launch_stream(how, {.x = m.x,
+                               .norm_weight = m.norm_weight,
+                               .weight = static_cast<const __nv_bfloat16*>(m.weight.data),
+                               .y = m.y,
+                               .tokens = m.tokens,
+                               .rows = rows,
+                               .cols = cols,
+                               .groups = 0,
+                               .slices = 0,
+                               .panel_pieces = 0,
+                               .panel = 0,
+                               .eps = m.eps,
+                               .normalize = m.normalize,
+                               .gated = m.gated,
+                               .accumulate = m.accumulate});
   }
   const PlainArgs args{.x = m.x,
                        .norm_weight = m.norm_weight,

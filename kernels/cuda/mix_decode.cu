@@ -13,8 +13,8 @@ namespace {
 namespace cg = cooperative_groups;
 
 constexpr int kThreads = 256;
-constexpr int kDepth = 8;    // copies under way per thread
-constexpr int kQueries = 4;  // query heads that read a memory in one pass
+constexpr int kDepth = 8;        // copies under way per thread
+constexpr int kMostQueries = 4;  // query heads that read a memory in one pass
 constexpr unsigned kMostSplits = 8;
 
 struct Args {
@@ -65,64 +65,62 @@ __device__ __forceinline__ void store(const Vec<kWidth>& x, float* p) {
 // has the columns of `column` in rows first, first + step, ...
 template <int kWidth>
 struct Tile {
-  float* origin;
-  int64_t pitch;
-  int rows, column, first, step;
-  bool active;
+  float* at;  // this thread's first element
+  int column, first, step, turns;
+  int64_t stride;  // floats from one turn to the next
 
-  __device__ Tile(float* memory, int64_t pitch, int rows, int columns)
-      : origin(memory), pitch(pitch), rows(rows) {
+  __device__ Tile(float* memory, int64_t pitch, int rows, int columns) {
     const int lanes = columns / kWidth;
-    column = threadIdx.x % lanes * kWidth;
     first = threadIdx.x / lanes;
+    column = (threadIdx.x - first * lanes) * kWidth;
     step = kThreads / lanes;
-    active = first < step;
+    turns = first < step && first < rows ? (rows - first + step - 1) / step : 0;
+    at = memory + first * pitch + column;
+    stride = step * pitch;
   }
-  __device__ int turns() const {
-    return active && first < rows ? (rows - first + step - 1) / step : 0;
-  }
-  __device__ int row(int turn) const { return first + turn * step; }
-  __device__ float* at(int turn) const { return origin + row(turn) * pitch + column; }
 };
 
 // A thread's elements of the hk tile and then of the hv tile, as one sequence that is copied ahead
 // through the thread's own places in shared memory.
 template <int kWidth>
-struct Stream {
-  static constexpr bool kAhead = kWidth == 4;
-  float4* ring;
-  const Tile<kWidth>& hk;
-  const Tile<kWidth>& hv;
-  int copied = 0, taken = 0;
-
+class Stream {
+ public:
   __device__ Stream(float4* ring, const Tile<kWidth>& hk, const Tile<kWidth>& hv)
-      : ring(ring + threadIdx.x), hk(hk), hv(hv) {}
+      : ring_(ring + threadIdx.x), next_(hk.at), stride_(hk.stride), left_(hk.turns), hv_(hv) {}
 
-  __device__ float* at(int i) const {
-    const int n = hk.turns();
-    return i < n ? hk.at(i) : hv.at(i - n);
-  }
-  __device__ void copy() {
-    if constexpr (kAhead) {
-      if (copied < hk.turns() + hv.turns()) {
-        copy_async(ring + copied % kDepth * kThreads, at(copied));
+  __device__ __forceinline__ void ask() {
+    if constexpr (kWidth == 4) {
+      if (left_ == 0 && !in_hv_)
+        next_ = hv_.at, stride_ = hv_.stride, left_ = hv_.turns, in_hv_ = true;
+      if (left_ > 0) {
+        copy_async(ring_ + asked_ * kThreads, next_);
+        next_ += stride_;
+        --left_;
       }
       copy_commit();
-      ++copied;
+      asked_ = (asked_ + 1) % kDepth;
     }
   }
-  __device__ Vec<kWidth> take() {
-    if constexpr (kAhead) {
+  // The next element, which stands at `at`.
+  __device__ __forceinline__ Vec<kWidth> take(const float* at) {
+    if constexpr (kWidth == 4) {
       copy_wait<kDepth - 1>();
-      const Vec<kWidth> x =
-          load<kWidth>(reinterpret_cast<const float*>(ring + taken % kDepth * kThreads));
-      ++taken;
-      copy();
+      const auto x = load<kWidth>(reinterpret_cast<const float*>(ring_ + asked_ * kThreads));
+      ask();
       return x;
     } else {
-      return load<kWidth>(at(taken++));
+      return load<kWidth>(at);
     }
   }
+
+ private:
+  float4* ring_;
+  const float* next_;
+  int64_t stride_;
+  int left_;
+  int asked_ = 0;
+  bool in_hv_ = false;
+  const Tile<kWidth>& hv_;
 };
 
 struct Shared {
@@ -130,53 +128,52 @@ struct Shared {
   float* write;   // [M]
   float* key;     // [k_rows]
   float* value;   // [v_columns]
-  float* query;   // [kQueries, k_rows]
-  float* scores;  // [kQueries, M], this block's share
-  float* p;       // [kQueries, M]
-  float* sums;    // [kQueries, kThreads * width] for sums over rows
+  float* query;   // [queries, k_rows]
+  float* scores;  // [queries, M], this block's share
+  float* p;       // [queries, M]
+  float* sums;    // [queries, kThreads * width] for sums over rows
 
-  __device__ Shared(float* at, const Args& a) {
+  __device__ Shared(float* at, const Args& a, int queries) {
     keep = at;
     write = keep + a.M;
     key = write + a.M;
     value = key + a.k_rows;
     query = value + a.v_columns;
-    scores = query + kQueries * a.k_rows;
-    p = scores + kQueries * a.M;
-    sums = p + kQueries * a.M;
+    scores = query + queries * a.k_rows;
+    p = scores + queries * a.M;
+    sums = p + queries * a.M;
   }
 };
 
-int shared_floats(const Args& a, int width) {
-  return 2 * a.M + (kQueries + 1) * a.k_rows + a.v_columns + 2 * kQueries * a.M +
-         kQueries * kThreads * width;
+int shared_floats(const Args& a, int queries, int width) {
+  return 2 * a.M + (queries + 1) * a.k_rows + a.v_columns + 2 * queries * a.M +
+         queries * kThreads * width;
 }
 
 // Adds up the threads' values of equal columns, for each of `heads` heads; `result(h, column, sum)`
 // is called once per sum.
-template <int kWidth, typename Result>
-__device__ __forceinline__ void sum_rows(const Vec<kWidth> (&mine)[kQueries], int heads,
-                                         const Tile<kWidth>& tile, int columns, float* sums,
-                                         const Result& result) {
+template <int kWidth, int kQueries, typename Result>
+__device__ __forceinline__ void sum_rows(const Vec<kWidth> (&mine)[kQueries], int heads, int step,
+                                         int columns, float* sums, const Result& result) {
 #pragma unroll
   for (int h = 0; h < kQueries; ++h) {
-    if (h < heads) store<kWidth>(mine[h], sums + (h * kThreads + threadIdx.x) * kWidth);
+    store<kWidth>(mine[h], sums + (h * kThreads + threadIdx.x) * kWidth);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < heads * columns; i += kThreads) {
-    const int h = i / columns, c = i % columns;
+    const int h = kQueries == 1 ? 0 : i / columns, c = i - h * columns;
     const float* from = sums + h * kThreads * kWidth + c;
     float sum = 0;
 #pragma unroll 8
-    for (int r = 0; r < tile.step; ++r) sum += from[r * columns];
+    for (int r = 0; r < step; ++r, from += columns) sum += *from;
     result(h, c, sum);
   }
 }
 
 // A cluster of blocks has one memory of one sequence: block i of it has rows [i k_rows, ...) of hk
 // and columns [i v_columns, ...) of hv.
-template <int kWidth>
-__global__ void __launch_bounds__(kThreads) decode_kernel(Args a) {
+template <int kWidth, int kQueries>
+__global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) float shared[];
   const cg::cluster_group cluster = cg::this_cluster();
   const int split = cluster.block_rank(), splits = cluster.num_blocks();
@@ -192,12 +189,12 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Args a) {
   const Tile<kWidth> hv(a.hv + state + int64_t{g} * a.M * a.V + v_begin, a.V, v_count > 0 ? a.M : 0,
                         max(v_count, kWidth));
   Stream<kWidth> stream(reinterpret_cast<float4*>(shared), hk, hv);
-  for (int i = 0; i < kDepth; ++i) stream.copy();
-  const Shared s(shared + (kWidth == 4 ? kDepth * kThreads * 4 : 0), a);
+  for (int i = 0; i < kDepth; ++i) stream.ask();
+  const Shared s(shared + (kWidth == 4 ? kDepth * kThreads * 4 : 0), a, kQueries);
 
   grid_wait();
-  const int64_t width = int64_t{a.H} * a.K + int64_t{a.G} * (a.K + a.V + a.M);
-  const float* q = a.qkvf + sequence.row * width;
+  const int width = a.H * a.K + a.G * (a.K + a.V + a.M);
+  const float* q = a.qkvf + int64_t{sequence.row} * width;
   const float* k = q + a.H * a.K + g * a.K + k_begin;
   const float* v = q + (a.H + a.G) * a.K + g * a.V + v_begin;
   const float* f = q + (a.H + a.G) * a.K + a.G * a.V + g * a.M;
@@ -210,7 +207,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Args a) {
     const int q_end = heads * k_count, f_end = q_end + a.M, k_end = f_end + k_count;
     for (int i = threadIdx.x; i < (first ? k_end + v_count : q_end); i += kThreads) {
       if (i < q_end) {
-        const int h = i / k_count, c = i - h * k_count;
+        const int h = kQueries == 1 ? 0 : i / k_count, c = i - h * k_count;
         s.query[h * a.k_rows + c] = activate(q[(head + h) * a.K + c], a.map);
       } else if (i < f_end) {
         const float log_keep = log_gate(f[i - q_end], a.inverse_normalizer);
@@ -225,26 +222,32 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Args a) {
     __syncthreads();
 
     Vec<kWidth> sums[kQueries] = {};
-    for (int turn = 0; turn < hk.turns(); ++turn) {
-      Vec<kWidth> x = first ? stream.take() : load<kWidth>(hk.at(turn));
-      if (first) {
-        const float key = s.key[hk.row(turn)];
+    {
+      const Vec<kWidth> keep = load<kWidth>(s.keep + hk.column);
+      const Vec<kWidth> write = load<kWidth>(s.write + hk.column);
+      const float* key = s.key + hk.first;
+      const float* query = s.query + hk.first;
+      float* at = hk.at;
+      for (int turn = 0; turn < hk.turns; ++turn) {
+        Vec<kWidth> x = first ? stream.take(at) : load<kWidth>(at);
+        if (first) {
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-          x.v[i] = x.v[i] * s.keep[hk.column + i] + key * s.write[hk.column + i];
+          for (int i = 0; i < kWidth; ++i) x.v[i] = x.v[i] * keep.v[i] + *key * write.v[i];
+          store<kWidth>(x, at);
         }
-        store<kWidth>(x, hk.at(turn));
-      }
 #pragma unroll
-      for (int h = 0; h < kQueries; ++h) {
-        if (h >= heads) break;
-        const float query = s.query[h * a.k_rows + hk.row(turn)];
+        for (int h = 0; h < kQueries; ++h) {
+          const float value = h < heads ? query[h * a.k_rows] : 0.0f;
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) sums[h].v[i] += query * x.v[i];
+          for (int i = 0; i < kWidth; ++i) sums[h].v[i] += value * x.v[i];
+        }
+        at += hk.stride;
+        key += hk.step;
+        query += hk.step;
       }
     }
-    sum_rows<kWidth>(sums, heads, hk, a.M, s.sums,
-                     [&](int h, int m, float sum) { s.scores[h * a.M + m] = sum; });
+    sum_rows<kWidth, kQueries>(sums, heads, hk.step, a.M, s.sums,
+                               [&](int h, int m, float sum) { s.scores[h * a.M + m] = sum; });
     cluster.sync();
 
     // Every block adds up all shares and has the whole softmax: a warp for each head.
@@ -263,53 +266,69 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(Args a) {
       }
       most = warp_max(most);
       for (int m = lane; m < a.M; m += 32) total += p[m] = expf(p[m] - most);
-      total = warp_sum(total);
-      for (int m = lane; m < a.M; m += 32) p[m] /= total;
+      const float scale = 1.0f / warp_sum(total);
+      for (int m = lane; m < a.M; m += 32) p[m] *= scale;
     }
     __syncthreads();
     cluster.barrier_arrive();  // this block has read the others' scores
 
     Vec<kWidth> outputs[kQueries] = {};
-    for (int turn = 0; turn < hv.turns(); ++turn) {
-      Vec<kWidth> x = first ? stream.take() : load<kWidth>(hv.at(turn));
-      const int m = hv.row(turn);
-      if (first) {
+    {
+      const Vec<kWidth> value = load<kWidth>(s.value + (v_count > 0 ? hv.column : 0));
+      const float* p = s.p + hv.first;
+      const float* keep = s.keep + hv.first;
+      const float* write = s.write + hv.first;
+      float* at = hv.at;
+      for (int turn = 0; turn < hv.turns; ++turn) {
+        Vec<kWidth> x = first ? stream.take(at) : load<kWidth>(at);
+        if (first) {
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-          x.v[i] = x.v[i] * s.keep[m] + s.write[m] * s.value[hv.column + i];
+          for (int i = 0; i < kWidth; ++i) x.v[i] = x.v[i] * *keep + *write * value.v[i];
+          store<kWidth>(x, at);
         }
-        store<kWidth>(x, hv.at(turn));
-      }
 #pragma unroll
-      for (int h = 0; h < kQueries; ++h) {
-        if (h >= heads) break;
+        for (int h = 0; h < kQueries; ++h) {
+          const float weight = h < heads ? p[h * a.M] : 0.0f;
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) outputs[h].v[i] += s.p[h * a.M + m] * x.v[i];
+          for (int i = 0; i < kWidth; ++i) outputs[h].v[i] += weight * x.v[i];
+        }
+        at += hv.stride;
+        p += hv.step;
+        keep += hv.step;
+        write += hv.step;
       }
     }
     float* out = a.out + (int64_t{sequence.row} * a.H + g * queries + head) * a.V + v_begin;
-    sum_rows<kWidth>(outputs, heads, hv, v_count, s.sums,
-                     [&](int h, int i, float sum) { out[h * a.V + i] = silu(sum); });
+    sum_rows<kWidth, kQueries>(outputs, heads, hv.step, v_count, s.sums,
+                               [&](int h, int i, float sum) { out[h * a.V + i] = silu(sum); });
     cluster.barrier_wait();  // nobody still reads this block's scores
   }
 }
 
 int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-template <int kWidth>
+template <int kWidth, int kQueries>
 void launch_decode(const Launch& how, Args args, int count, unsigned splits) {
-  args.k_rows = round_up((args.K + splits - 1) / splits, kWidth);
-  args.v_columns = round_up((args.V + splits - 1) / splits, kWidth);
-  const size_t bytes =
-      (kWidth == 4 ? kDepth * kThreads * 16 : 0) + shared_floats(args, kWidth) * sizeof(float);
+  args.k_rows = round_up((args.K + splits - 1) / splits, 4);
+  args.v_columns = round_up((args.V + splits - 1) / splits, 4);
+  const size_t bytes = (kWidth == 4 ? kDepth * kThreads * 16 : 0) +
+                       shared_floats(args, kQueries, kWidth) * sizeof(float);
   static size_t allowed = 0;
-  if (bytes > allowed) allow_shared_memory(decode_kernel<kWidth>, allowed = bytes);
+  if (bytes > allowed) allow_shared_memory(decode_kernel<kWidth, kQueries>, allowed = bytes);
   launch(how,
          {.blocks = dim3(splits, static_cast<unsigned>(args.G), static_cast<unsigned>(count)),
           .threads = kThreads,
           .shared_bytes = bytes,
           .cluster = splits},
-         decode_kernel<kWidth>, args);
+         decode_kernel<kWidth, kQueries>, args);
+}
+
+template <int kWidth>
+void choose_decode(const Launch& how, const Args& args, int count, unsigned splits) {
+  const int queries = args.H / args.G;
+  if (queries == 1) return launch_decode<kWidth, 1>(how, args, count, splits);
+  if (queries == 2) return launch_decode<kWidth, 2>(how, args, count, splits);
+  launch_decode<kWidth, kMostQueries>(how, args, count, splits);
 }
 
 }  // namespace
@@ -340,8 +359,8 @@ void mix_decode(const Launch& how, const Mix& mix, const DecodeRow* rows, int co
          std::min(shape.K, shape.V) >= 16 * static_cast<int64_t>(splits)) {
     splits *= 2;
   }
-  if (shape.M % 4 == 0 && shape.V % 4 == 0) return launch_decode<4>(how, args, count, splits);
-  launch_decode<1>(how, args, count, splits);
+  if (shape.M % 4 == 0 && shape.V % 4 == 0) return choose_decode<4>(how, args, count, splits);
+  choose_decode<1>(how, args, count, splits);
 }
 
 }  // namespace gsa::cuda
