@@ -66,6 +66,7 @@ class ChunkedMix {
 
  private:
   int64_t slots_ = 0;
+  size_t shared_limit_ = 0;
   MixShape shape_;
   DeviceArray<float> keep_;
   DeviceArray<float> write_;

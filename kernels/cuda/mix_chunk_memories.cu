@@ -1,6 +1,4 @@
 // The memories of every segment from chunk to chunk.
-#include <algorithm>
-
 #include "kernels/cuda/mix_chunk_kernels.cuh"
 #include "kernels/cuda/mix_chunk_tiles.cuh"
 
@@ -218,26 +216,27 @@ void queue(const Launch& how, const ChunkArgs& args) {
   launch(how, grid, chunk_memories<kRows, kSlots, kStages>, args);
 }
 
+template <int kRows, int kSlots, int kStages>
+bool fits(const ChunkArgs& args) {
+  return MemoryKernel<kRows, kSlots, kStages>::kSharedBytes <= args.shared_limit;
+}
+
 // Few memories are cut finely, a few more get a deep ring each, many share the multiprocessors.
-template <int kSlots, int kDeep, int kShallow>
-void queue_for_slots(const Launch& how, const ChunkArgs& args) {
+void queue_64_slots(const Launch& how, const ChunkArgs& args) {
   const int blocks = (args.padded_K + args.padded_V) / 32 * args.G * args.step.segment_count;
-  if (blocks < how.multiprocessors * 3 / 4) return queue<16, kSlots, kDeep>(how, args);
-  if (blocks <= how.multiprocessors) return queue<32, kSlots, kDeep>(how, args);
-  queue<32, kSlots, kShallow>(how, args);
+  if (blocks < how.multiprocessors * 3 / 4) return queue<16, 64, 4>(how, args);
+  if (blocks <= how.multiprocessors && fits<32, 64, 4>(args)) return queue<32, 64, 4>(how, args);
+  queue<32, 64, 3>(how, args);
 }
 
 }  // namespace
 
 void queue_chunk_memories(const Launch& how, const ChunkArgs& args) {
-  switch (args.padded_M) {
-    case 64:
-      return queue_for_slots<64, 4, 3>(how, args);
-    case 128:
-      return queue_for_slots<128, 4, 4>(how, args);
-    default:
-      return queue_for_slots<256, 2, 2>(how, args);
+  if (args.padded_M == 64) return queue_64_slots(how, args);
+  if (args.padded_M == 128) {
+    return fits<32, 128, 4>(args) ? queue<32, 128, 4>(how, args) : queue<16, 128, 3>(how, args);
   }
+  return fits<32, 256, 2>(args) ? queue<32, 256, 2>(how, args) : queue<16, 256, 2>(how, args);
 }
 
 }  // namespace gsa::cuda

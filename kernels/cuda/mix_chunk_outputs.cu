@@ -323,16 +323,14 @@ void queue(const Launch& how, const ChunkArgs& args) {
 }  // namespace
 
 void queue_chunk_outputs(const Launch& how, const ChunkArgs& args) {
-  switch (args.padded_M) {
-    case 64:
-      // Few blocks get a deep ring each, many share the multiprocessors.
-      if (args.H * args.step.tile_count <= how.multiprocessors) return queue<64, 4>(how, args);
-      return queue<64, 2>(how, args);
-    case 128:
-      return queue<128, 2>(how, args);
-    default:
-      return queue<256, 2>(how, args);
+  if (args.padded_M == 256) return queue<256, 2>(how, args);
+  if (args.padded_M == 128) return queue<128, 2>(how, args);
+  // Few blocks get a deep ring each, many share the multiprocessors.
+  if (args.H * args.step.tile_count <= how.multiprocessors &&
+      OutputKernel<64, 4>::kSharedBytes <= args.shared_limit) {
+    return queue<64, 4>(how, args);
   }
+  queue<64, 2>(how, args);
 }
 
 }  // namespace gsa::cuda

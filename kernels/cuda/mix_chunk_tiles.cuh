@@ -9,9 +9,10 @@
 namespace gsa::cuda {
 
 // x as an operand that is nearest to it: the tensor cores ignore the 13 lowest bits, so half of
-// what they stand for is added. What comes out is an operand and no longer the number x.
+// what they stand for is added (but not to a NaN, which would wrap around). What comes out is an
+// operand and no longer the number x.
 __device__ __forceinline__ float tf32(float x) {
-  return __uint_as_float(__float_as_uint(x) + 0x1000u);
+  return x == x ? __uint_as_float(__float_as_uint(x) + 0x1000u) : x;
 }
 
 __device__ __forceinline__ void multiply_add(float (&sums)[4], const float (&a)[4], float b0,
