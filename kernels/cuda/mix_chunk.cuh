@@ -7,9 +7,9 @@
 //   p_t . Hv  = (p_t exp(b_t)) . Hv0 + sum_{i<=t} (sum_m p_t s_i exp(b_t - b_i)) v_i
 //   Hk        = Hk0 diag(exp b_C) + sum_i k_i (x) (s_i exp(b_C - b_i)), and so Hv with v
 // What a block writes is kept as it stands at the end of that block; a sum over blocks is then
-// formed oldest first, multiplied by the decay of each block passed. Inside a block the decays are
-// running products of gates. So every decay is a product of numbers in [0, 1]: strong gates
-// underflow to 0, and nothing can overflow.
+// formed oldest first, multiplied by the decay of each block passed. So every decay is a product of
+// gates, in [0, 1]: strong gates underflow to 0, and nothing can overflow. Inside a block decays
+// are running products too, unless all are mild (ChunkWeights).
 #pragma once
 
 #include <span>
@@ -66,6 +66,7 @@ class ChunkedMix {
 
  private:
   int64_t slots_ = 0;
+  size_t shared_limit_ = 0;
   MixShape shape_;
   DeviceArray<float> keep_;
   DeviceArray<float> write_;

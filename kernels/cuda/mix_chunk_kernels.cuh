@@ -21,6 +21,7 @@ struct ChunkArgs {
   bool relu;     // phi is relu, else silu
   bool vectors;  // q, k and v of every token and head are aligned to 16 bytes
   float inverse_normalizer;
+  size_t shared_limit;  // bytes that a block can have on this device
 
   float* qkvf;
   int64_t width;

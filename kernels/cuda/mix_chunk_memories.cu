@@ -1,27 +1,28 @@
 // The memories of every segment from chunk to chunk.
-#include <algorithm>
-
 #include "kernels/cuda/mix_chunk_kernels.cuh"
 #include "kernels/cuda/mix_chunk_tiles.cuh"
 
 namespace gsa::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
+// Warps that prepare a chunk, and warps that add the one before it.
+constexpr int kLoadThreads = 128;
+constexpr int kAddWarps = 4;
+constexpr int kThreads = kLoadThreads + 32 * kAddWarps;
 
 // A block has kRows rows of one memory, all slots: rows of hk, or columns of hv, as columns of k or
-// v are what both are written from. It stays in registers over the whole segment.
-template <int kRows, int kSlots>
+// v are what both are written from. It stays in registers over the whole segment, while the chunks
+// pass through a ring of kStages in shared memory.
+template <int kRows, int kSlots, int kStages>
 struct MemoryKernel {
-  static constexpr int kStages = kSlots == 64 ? 3 : 2;
-  using Rows = Tile<kThreads, kChunk, kRows, kRows + 8>;      // of k or v, a token a row
-  using Writes = Tile<kThreads, kSlots, kChunk, kChunk + 4>;  // aged writes, a slot a row
-  static constexpr int kStageFloats = Rows::kFloats + Writes::kFloats + kBlocks * kSlots;
+  using Rows = Tile<kLoadThreads, kChunk, kRows, kRows + 8>;      // of k or v, a token a row
+  using Writes = Tile<kLoadThreads, kSlots, kChunk, kChunk + 4>;  // aged writes, a slot a row
+  static constexpr int kDecayFloats = kBlocks * kSlots;
+  static constexpr int kStageFloats = Rows::kFloats + Writes::kFloats + kDecayFloats;
   static constexpr size_t kSharedBytes = sizeof(float) * kStages * kStageFloats;
 
   static constexpr int kRowWarps = kRows / 16;
-  static constexpr int kWarpSlots = kSlots * kRowWarps / kWarps;
+  static constexpr int kWarpSlots = kSlots * kRowWarps / kAddWarps;
   static constexpr int kParts = kWarpSlots / 8;
 
   const ChunkArgs& args;
@@ -35,16 +36,16 @@ struct MemoryKernel {
 
   float sums[kParts][4];
 
-  __device__ float* stage(int chunk) const { return shared + chunk % kStages * kStageFloats; }
-  __device__ int warp_row() const { return threadIdx.x / 32 % kRowWarps * 16; }
-  __device__ int warp_slot() const { return threadIdx.x / 32 / kRowWarps * kWarpSlots; }
+  __device__ float* stage(unsigned chunk) const { return shared + chunk % kStages * kStageFloats; }
+  __device__ int count(int chunk) const { return min(kChunk, segment.count - chunk * kChunk); }
+
+  // ---- Warps that prepare
 
   __device__ float* tokens(int chunk) const {
     const int column = values ? args.v_column + g * args.V : args.k_column + g * args.K;
     return args.qkvf + (segment.first + static_cast<int64_t>(chunk) * kChunk) * args.width +
            column + first_row;
   }
-  __device__ int count(int chunk) const { return min(kChunk, segment.count - chunk * kChunk); }
 
   __device__ void copy(int chunk) const {
     if (chunk * kChunk < segment.count) {
@@ -54,8 +55,8 @@ struct MemoryKernel {
       to += Rows::kFloats;
       Writes::template copy<kChunk>(to, args.aged_write + at * kSlots * kChunk);
       to += Writes::kFloats;
-      const float* decays = args.block_decay + at * kBlocks * kSlots;
-      for (int i = threadIdx.x * 4; i < kBlocks * kSlots; i += kThreads * 4) {
+      const float* decays = args.block_decay + at * kDecayFloats;
+      for (int i = threadIdx.x * 4; i < kDecayFloats; i += kLoadThreads * 4) {
         copy_async(to + i, decays + i);
       }
     }
@@ -64,9 +65,17 @@ struct MemoryKernel {
 
   // Activates what this thread has copied, here and in the step's projections.
   __device__ void activate_rows(int chunk) const {
+    copy_wait<kStages - 2>();
+    if (chunk * kChunk >= segment.count) return;
     Rows::activate(stage(chunk), !values && args.relu);
     Rows::store(stage(chunk), tokens(chunk), args.width, count(chunk), rows, args.vectors);
   }
+
+  // ---- Warps that add
+
+  __device__ int warp() const { return (threadIdx.x - kLoadThreads) / 32; }
+  __device__ int warp_row() const { return warp() % kRowWarps * 16; }
+  __device__ int warp_slot() const { return warp() / kRowWarps * kWarpSlots; }
 
   // Calls visit(row, slot, sum) for the pairs of neighbouring slots that this thread has.
   template <typename Visit>
@@ -153,23 +162,29 @@ struct MemoryKernel {
   }
 
   __device__ void run() {
-    const int chunks = (segment.count + kChunk - 1) / kChunk;
-    for (int chunk = 0; chunk < kStages - 1; ++chunk) copy(chunk);
-    load_state();
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      store_memory(chunk);
-      copy_wait<kStages - 2>();
-      activate_rows(chunk);
-      __syncthreads();  // the stage is complete, and the one before it is free
-      copy(chunk + kStages - 1);
-      add_chunk(chunk);
+    const bool loads = threadIdx.x < kLoadThreads;
+    if (loads) {
+      for (int chunk = 0; chunk < kStages - 1; ++chunk) copy(chunk);
+      activate_rows(0);
+    } else {
+      load_state();
+    }
+    for (int chunk = 0; chunk * kChunk < segment.count; ++chunk) {
+      __syncthreads();  // this chunk is ready, and the stage of the one before it is free
+      if (loads) {
+        copy(chunk + kStages - 1);
+        activate_rows(chunk + 1);
+      } else {
+        store_memory(chunk);
+        add_chunk(chunk);
+      }
     }
     grid_release();
-    store_state();
+    if (!loads) store_state();
   }
 };
 
-template <int kRows, int kSlots>
+template <int kRows, int kSlots, int kStages>
 __global__ void __launch_bounds__(kThreads) chunk_memories(const __grid_constant__ ChunkArgs args) {
   extern __shared__ float4 memory_stages[];
   grid_wait();
@@ -178,7 +193,7 @@ __global__ void __launch_bounds__(kThreads) chunk_memories(const __grid_constant
   const bool values = tile >= k_tiles;
   const int first_row = (values ? tile - k_tiles : tile) * kRows;
   const int segment = blockIdx.z;
-  MemoryKernel<kRows, kSlots> kernel = {
+  MemoryKernel<kRows, kSlots, kStages> kernel = {
       .args = args,
       .shared = reinterpret_cast<float*>(memory_stages),
       .values = values,
@@ -190,38 +205,38 @@ __global__ void __launch_bounds__(kThreads) chunk_memories(const __grid_constant
   kernel.run();
 }
 
-template <int kRows, int kSlots>
+template <int kRows, int kSlots, int kStages>
 void queue(const Launch& how, const ChunkArgs& args) {
-  const size_t bytes = MemoryKernel<kRows, kSlots>::kSharedBytes;
-  allow_shared_memory(chunk_memories<kRows, kSlots>, bytes);
+  const size_t bytes = MemoryKernel<kRows, kSlots, kStages>::kSharedBytes;
+  allow_shared_memory(chunk_memories<kRows, kSlots, kStages>, bytes);
   const Grid grid = {
       .blocks = dim3((args.padded_K + args.padded_V) / kRows, args.G, args.step.segment_count),
       .threads = dim3(kThreads),
       .shared_bytes = bytes};
-  launch(how, grid, chunk_memories<kRows, kSlots>, args);
+  launch(how, grid, chunk_memories<kRows, kSlots, kStages>, args);
 }
 
-template <int kSlots>
-void queue_for_slots(const Launch& how, const ChunkArgs& args) {
-  const int wide = (args.padded_K + args.padded_V) / 32 * args.G * args.step.segment_count;
-  if (wide < how.multiprocessors * 3 / 4) {
-    queue<16, kSlots>(how, args);
-  } else {
-    queue<32, kSlots>(how, args);
-  }
+template <int kRows, int kSlots, int kStages>
+bool fits(const ChunkArgs& args) {
+  return MemoryKernel<kRows, kSlots, kStages>::kSharedBytes <= args.shared_limit;
+}
+
+// Few memories are cut finely, a few more get a deep ring each, many share the multiprocessors.
+void queue_64_slots(const Launch& how, const ChunkArgs& args) {
+  const int blocks = (args.padded_K + args.padded_V) / 32 * args.G * args.step.segment_count;
+  if (blocks < how.multiprocessors * 3 / 4) return queue<16, 64, 4>(how, args);
+  if (blocks <= how.multiprocessors && fits<32, 64, 4>(args)) return queue<32, 64, 4>(how, args);
+  queue<32, 64, 3>(how, args);
 }
 
 }  // namespace
 
 void queue_chunk_memories(const Launch& how, const ChunkArgs& args) {
-  switch (args.padded_M) {
-    case 64:
-      return queue_for_slots<64>(how, args);
-    case 128:
-      return queue_for_slots<128>(how, args);
-    default:
-      return queue_for_slots<256>(how, args);
+  if (args.padded_M == 64) return queue_64_slots(how, args);
+  if (args.padded_M == 128) {
+    return fits<32, 128, 4>(args) ? queue<32, 128, 4>(how, args) : queue<16, 128, 3>(how, args);
   }
+  return fits<32, 256, 2>(args) ? queue<32, 256, 2>(how, args) : queue<16, 256, 2>(how, args);
 }
 
 }  // namespace gsa::cuda

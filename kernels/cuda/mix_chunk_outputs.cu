@@ -212,14 +212,14 @@ struct OutputKernel {
   // A warp has 16 tokens and 32 columns of V.
   __device__ void read_values() const {
     const int lane = threadIdx.x % 32;
-    const int row = threadIdx.x / 64 * kBlock;
+    const int block = threadIdx.x / 64;
+    const int row = block * kBlock;
     const int column = threadIdx.x / 32 % 2 * 32;
-    const float* p_rows = weights.scores + row * kScoreStride;
     float p[kPart / 8][4];
     float of_values[kChunk / 8][4];
 #pragma unroll
     for (int k = 0; k < kChunk / 8; ++k) {
-      if (kParts == 1) load_a(p_rows + k * 8, kScoreStride, p[k]);
+      if (kParts == 1) weights.load_reads(block, k * 8, p[k]);
       load_a(weights.pairs + row * kPairStride + k * 8, kPairStride, of_values[k]);
       round_all(of_values[k]);
     }
@@ -237,8 +237,8 @@ struct OutputKernel {
 #pragma unroll
         for (int k = 0; k < kPart / 8; k += 2) {
           if (kParts > 1) {
-            load_a(p_rows + part * kPart + k * 8, kScoreStride, p[k]);
-            load_a(p_rows + part * kPart + k * 8 + 8, kScoreStride, p[k + 1]);
+            weights.load_reads(block, part * kPart + k * 8, p[k]);
+            weights.load_reads(block, part * kPart + k * 8 + 8, p[k + 1]);
           }
 #pragma unroll
           for (int n = 0; n < 4; ++n) {
@@ -305,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, kSlots == 64 && kStages == 2 ? 2 : 1
                   .scores = scores,
                   .pairs = pairs,
                   .keeps = ring + Kernel::kPanelFloats,
-                  .aged_writes = ring,
+                  .writes = ring,
                   .decays = pairs + Kernel::kPairFloats}};
   kernel.run();
 }
@@ -323,16 +323,14 @@ void queue(const Launch& how, const ChunkArgs& args) {
 }  // namespace
 
 void queue_chunk_outputs(const Launch& how, const ChunkArgs& args) {
-  switch (args.padded_M) {
-    case 64:
-      // Few blocks get a deep ring each, many share the multiprocessors.
-      if (args.H * args.step.tile_count <= how.multiprocessors) return queue<64, 4>(how, args);
-      return queue<64, 2>(how, args);
-    case 128:
-      return queue<128, 2>(how, args);
-    default:
-      return queue<256, 2>(how, args);
+  if (args.padded_M == 256) return queue<256, 2>(how, args);
+  if (args.padded_M == 128) return queue<128, 2>(how, args);
+  // Few blocks get a deep ring each, many share the multiprocessors.
+  if (args.H * args.step.tile_count <= how.multiprocessors &&
+      OutputKernel<64, 4>::kSharedBytes <= args.shared_limit) {
+    return queue<64, 4>(how, args);
   }
+  queue<64, 2>(how, args);
 }
 
 }  // namespace gsa::cuda

@@ -9,9 +9,10 @@
 namespace gsa::cuda {
 
 // x as an operand that is nearest to it: the tensor cores ignore the 13 lowest bits, so half of
-// what they stand for is added. What comes out is an operand and no longer the number x.
+// what they stand for is added (but not to a NaN, which would wrap around). What comes out is an
+// operand and no longer the number x.
 __device__ __forceinline__ float tf32(float x) {
-  return __uint_as_float(__float_as_uint(x) + 0x1000u);
+  return x == x ? __uint_as_float(__float_as_uint(x) + 0x1000u) : x;
 }
 
 __device__ __forceinline__ void multiply_add(float (&sums)[4], const float (&a)[4], float b0,
@@ -30,8 +31,7 @@ __device__ __forceinline__ void load_parts(const float* row, float (&parts)[4]) 
   uint32_t x[4];
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-               : "r"(from)
-               : "memory");
+               : "r"(from));
 #pragma unroll
   for (int i = 0; i < 4; ++i) parts[i] = __uint_as_float(x[i]);
 }
@@ -117,8 +117,7 @@ struct Tile {
       const int valid_rows = column() < columns ? rows - first_row() : 0;
 #pragma unroll
       for (int row = 0; row < kRows; row += kStep) {
-        const bool valid = row < valid_rows;
-        copy_async(to + row * kStride, valid ? from : global, valid);
+        copy_async(to + row * kStride, from, row < valid_rows);  // reads nothing past the end
         from += kStep * row_stride;
       }
       return;

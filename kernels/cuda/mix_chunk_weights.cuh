@@ -8,8 +8,13 @@ namespace gsa::cuda {
 
 // Done by kThreads threads for one chunk of one query head, a part of M at a time.
 // In:  scores[t][m] = q_t . hk before the chunk, pairs[t][i] = q_t . k_i for i <= t
-// Out: scores[t][m] = p_t times the decay from the start of the chunk up to token t, as operands
+// Out: scores[t][m] = p_t times the decay from the start of the block up to token t
 //      pairs[t][i] = the weight of v_i in the output of t
+//
+// Within a block of tokens the decay from i to t is a quotient of decays since the block's start.
+// Where no slot loses more than kMild over a block, the quotients are taken apart, so that tensor
+// cores do everything: writes are divided by their decay, which is far from the limits of float32.
+// Else the decays are running products, token by token.
 template <int kSlots>
 struct ChunkWeights {
   static constexpr int kThreads = 256;
@@ -18,17 +23,19 @@ struct ChunkWeights {
   static constexpr int kScoreStride = kSlots + 4;
   static constexpr int kPairStride = kChunk + 4;
   static constexpr int kGateStride = kPart + 8;
+  static constexpr float kMild = 1e-12f;
   static constexpr int kGateFloats = kChunk * kGateStride;
 
   int M;
   const float* keep;   // [kChunk, kSlots] in global memory
   const float* write;  // the same
   // In shared memory, rows kScoreStride, kPairStride, kGateStride and kSlots floats apart:
-  float* scores;       // [kChunk, kSlots]
-  float* pairs;        // [kChunk, kChunk]
-  float* keeps;        // [kChunk, kPart] scratch: keep
-  float* aged_writes;  // [kChunk, kPart] scratch: write at the end of its block, operands
-  float* decays;       // [kBlocks, kSlots] scratch: product of keep over a block
+  float* scores;  // [kChunk, kSlots]
+  float* pairs;   // [kChunk, kChunk]
+  float* keeps;   // [kChunk, kPart] scratch: keep; if mild, the decay since the block's start
+  float* writes;  // [kChunk, kPart] scratch, operands: write at the end of its block; if mild,
+                  // divided by the decay since the block's start
+  float* decays;  // [kBlocks, kSlots] product of keep over a block
 
   // The gates of one slot over one block, which a thread holds in registers.
   struct Gates {
@@ -38,7 +45,8 @@ struct ChunkWeights {
   __device__ int own_slot() const { return threadIdx.x % kPart; }
   __device__ int own_block() const { return threadIdx.x / kPart; }
 
-  __device__ void load_gates(int part, Gates& gates) const {
+  // Returns whether they are mild.
+  __device__ bool load_gates(int part, Gates& gates) const {
     const int m = own_slot();
     const int row = own_block() * kBlock;
     const int from = row * kSlots + part * kPart + m;
@@ -49,43 +57,94 @@ struct ChunkWeights {
     }
     float decay = 1;
 #pragma unroll
-    for (int t = kBlock - 1; t >= 0; --t) {
-      keeps[(row + t) * kGateStride + m] = gates.keep[t];
-      aged_writes[(row + t) * kGateStride + m] = tf32(gates.write[t] * decay);
-      decay *= gates.keep[t];
-    }
+    for (int t = 0; t < kBlock; ++t) decay *= gates.keep[t];
     decays[own_block() * kSlots + part * kPart + m] = decay;
+    const bool mild = __syncthreads_and(decay > kMild);
+    float* keep_at = keeps + row * kGateStride + m;
+    float* write_at = writes + row * kGateStride + m;
+    decay = 1;
+    if (mild) {
+#pragma unroll
+      for (int t = 0; t < kBlock; ++t) {
+        decay *= gates.keep[t];
+        keep_at[t * kGateStride] = decay;
+        write_at[t * kGateStride] = tf32(__fdividef(gates.write[t], decay));
+      }
+    } else {
+#pragma unroll
+      for (int t = kBlock - 1; t >= 0; --t) {
+        keep_at[t * kGateStride] = gates.keep[t];
+        write_at[t * kGateStride] = tf32(gates.write[t] * decay);
+        decay *= gates.keep[t];
+      }
+    }
+    __syncthreads();
+    return mild;
   }
 
-  // Scores from the memory before the chunk to the memory before the token's block.
-  __device__ void add_earlier_blocks(int part) const {
+  // The part of `pairs` where tokens of `block` meet eight tokens from `earlier` on.
+  __device__ void load_pairs(int block, int earlier, float (&a)[4]) const {
+    load_a(pairs + block * kBlock * kPairStride + earlier, kPairStride, a);
+    round_all(a);
+  }
+
+  // Scores from the memory before the chunk to the memory before the token's block; if mild, to
+  // the memory after the token.
+  template <bool kIsMild>
+  __device__ void add_blocks(int part) const {
     const int lane = threadIdx.x % 32;
     const int block = threadIdx.x / 64;
     const int column = threadIdx.x / 32 % 2 * 32;
-    float* at =
-        scores + (block * kBlock + lane / 4) * kScoreStride + part * kPart + column + lane % 4 * 2;
+    const int row = block * kBlock + lane / 4;
+    float* at = scores + row * kScoreStride + part * kPart + column + lane % 4 * 2;
+    const float* b = writes + lane % 4 * kGateStride + column + lane / 4;
     float sums[4][4];
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums[n][j] = at[j / 2 * 8 * kScoreStride + n * 8 + j % 2];
     }
-    for (int earlier = 0; earlier < block; ++earlier) {
+    auto decay_over = [&](int earlier) {
       const float* decay = decays + earlier * kSlots + part * kPart + column + lane % 4 * 2;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) sums[n][j] *= decay[n * 8 + j % 2];
       }
+    };
+    auto add = [&](const float(&a)[4], int token) {
+      const float* from = b + token * kGateStride;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        multiply_add(sums[n], a, from[n * 8], from[4 * kGateStride + n * 8]);
+      }
+    };
+    for (int earlier = 0; earlier < block; ++earlier) {
+      if (!kIsMild) decay_over(earlier);
 #pragma unroll
       for (int k = 0; k < kBlock; k += 8) {
         float a[4];
-        load_a(pairs + block * kBlock * kPairStride + earlier * kBlock + k, kPairStride, a);
-        round_all(a);
-        const float* b =
-            aged_writes + (earlier * kBlock + k + lane % 4) * kGateStride + column + lane / 4;
+        load_pairs(block, earlier * kBlock + k, a);
+        add(a, earlier * kBlock + k);
+      }
+      if (kIsMild) decay_over(earlier);
+    }
+    if (kIsMild) {
 #pragma unroll
-        for (int n = 0; n < 4; ++n) multiply_add(sums[n], a, b[n * 8], b[4 * kGateStride + n * 8]);
+      for (int k = 0; k < kBlock; k += 8) {
+        float a[4];
+        load_pairs(block, block * kBlock + k, a);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (k + lane % 4 + j / 2 * 4 > lane / 4 + j % 2 * 8) a[j] = 0;
+        }
+        add(a, block * kBlock + k);
+      }
+      const float* decay = keeps + row * kGateStride + column + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[n][j] *= decay[j / 2 * 8 * kGateStride + n * 8 + j % 2];
       }
     }
 #pragma unroll
@@ -203,82 +262,99 @@ struct ChunkWeights {
     }
   }
 
-  // And since the start of the chunk.
-  __device__ void decay_to_chunk(int part) const {
-    const int m = part * kPart + own_slot();
-    float decay = 1;
-    for (int block = 0; block < own_block(); ++block) decay *= decays[block * kSlots + m];
-    float* at = scores + own_block() * kBlock * kScoreStride + m;
-#pragma unroll
-    for (int t = 0; t < kBlock; ++t) at[t * kScoreStride] = tf32(at[t * kScoreStride] * decay);
-  }
-
-  // pairs of tokens of different blocks; a warp has one pair of blocks.
-  __device__ void weigh_earlier_blocks(int part) const {
-    const int warp = threadIdx.x / 32;
+  // pairs of tokens of different blocks; if mild, of all. A warp has one pair of blocks at a time.
+  template <bool kIsMild>
+  __device__ void weigh_blocks(int part) const {
+    constexpr int kOwn = kIsMild ? 1 : 0;
     const int lane = threadIdx.x % 32;
-    if (warp >= kBlocks * (kBlocks - 1) / 2) return;
-    const int block = warp < 1 ? 1 : warp < 3 ? 2 : 3;
-    const int earlier = warp - block * (block - 1) / 2;
-    const int between = block - earlier - 1;
-    const float* p = scores + block * kBlock * kScoreStride + part * kPart;
-    const float* writes = aged_writes + earlier * kBlock * kGateStride;
-    const float* decay_at = decays + (earlier + 1) * kSlots + part * kPart + lane % 4;
-    float sums[2][4] = {};
+    for (int i = threadIdx.x / 32; i < kBlocks * (kBlocks - 1 + 2 * kOwn) / 2; i += kThreads / 32) {
+      // Pair i of (1, 0) (2, 0) (2, 1) (3, 0) .., or if mild of (0, 0) (1, 0) (1, 1) (2, 0) ..
+      const int distance = i < 1 ? 0 : i < 3 ? 1 : i < 6 ? 2 : 3;
+      const int block = distance + 1 - kOwn;
+      const int earlier = i - distance * (distance + 1) / 2;
+      const float* p = scores + block * kBlock * kScoreStride + part * kPart;
+      const float* from = writes + earlier * kBlock * kGateStride;
+      const float* decay_at = decays + part * kPart + lane % 4;
+      float sums[2][4] = {};
 #pragma unroll
-    for (int m = 0; m < kPart; m += 16) {
-      float b[2][4];
-      load_b(writes + m, kGateStride, b[0]);
-      load_b(writes + 8 * kGateStride + m, kGateStride, b[1]);
+      for (int m = 0; m < kPart; m += 16) {
+        float b[2][4];
+        load_b(from + m, kGateStride, b[0]);
+        load_b(from + 8 * kGateStride + m, kGateStride, b[1]);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int at = m + half * 8;
-        float a[4];
-        load_a(p + at, kScoreStride, a);
-        float decay[2] = {1, 1};
-        if (between > 0) decay[0] = decay_at[at], decay[1] = decay_at[at + 4];
-        if (between > 1) decay[0] *= decay_at[kSlots + at], decay[1] *= decay_at[kSlots + at + 4];
+        for (int half = 0; half < 2; ++half) {
+          const int at = m + half * 8;
+          float a[4];
+          load_a(p + at, kScoreStride, a);
+          float decay[2] = {1, 1};
 #pragma unroll
-        for (int j = 0; j < 4; ++j) a[j] = tf32(a[j] * decay[j / 2]);
-        multiply_add(sums[0], a, b[0][half * 2], b[0][half * 2 + 1]);
-        multiply_add(sums[1], a, b[1][half * 2], b[1][half * 2 + 1]);
+          for (int between = 0; between < kBlocks - 1; ++between) {
+            if (between < earlier + 1 - kOwn || between >= block) continue;
+            decay[0] *= decay_at[between * kSlots + at];
+            decay[1] *= decay_at[between * kSlots + at + 4];
+          }
+#pragma unroll
+          for (int j = 0; j < 4; ++j) a[j] = tf32(a[j] * decay[j / 2]);
+          multiply_add(sums[0], a, b[0][half * 2], b[0][half * 2 + 1]);
+          multiply_add(sums[1], a, b[1][half * 2], b[1][half * 2 + 1]);
+        }
       }
-    }
-    float* to = pairs + (block * kBlock + lane / 4) * kPairStride + earlier * kBlock + lane % 4 * 2;
+      const int row = lane / 4;
+      const int column = lane % 4 * 2;
+      float* to = pairs + (block * kBlock + row) * kPairStride + earlier * kBlock + column;
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+      for (int n = 0; n < 2; ++n) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) to[j / 2 * 8 * kPairStride + n * 8 + j % 2] += sums[n][j];
+        for (int j = 0; j < 4; ++j) {
+          if (block == earlier && n * 8 + column + j % 2 > row + j / 2 * 8) continue;
+          to[j / 2 * 8 * kPairStride + n * 8 + j % 2] += sums[n][j];
+        }
+      }
     }
   }
 
   __device__ void run() const {
     Gates gates;
+    bool mild = false;
     for (int part = 0; part < kParts; ++part) {
-      if (part > 0) __syncthreads();
-      load_gates(part, gates);
+      mild = load_gates(part, gates);
+      if (mild) {
+        add_blocks<true>(part);
+      } else {
+        add_blocks<false>(part);
+        __syncthreads();
+        add_own_block(part, gates);
+      }
       __syncthreads();
-      add_earlier_blocks(part);
-      __syncthreads();
-      add_own_block(part, gates);
     }
-    __syncthreads();
     softmax();
+    __syncthreads();
     for (int part = 0; part < kParts; ++part) {
-      __syncthreads();
-      if (kParts > 1) {
-        load_gates(part, gates);
+      if (kParts > 1) mild = load_gates(part, gates);
+      if (!mild) {
+        weigh_own_block(part);
         __syncthreads();
       }
-      weigh_own_block(part);
-      __syncthreads();
       decay_to_block(part, gates);
       __syncthreads();
-      weigh_earlier_blocks(part);
+      if (mild) {
+        weigh_blocks<true>(part);
+      } else {
+        weigh_blocks<false>(part);
+      }
       __syncthreads();
-      decay_to_chunk(part);
     }
-    __syncthreads();
+  }
+
+  // What the tokens of `block` read of eight slots of the memory before the chunk, as an operand.
+  __device__ void load_reads(int block, int slot, float (&a)[4]) const {
+    load_a(scores + block * kBlock * kScoreStride + slot, kScoreStride, a);
+    const float* decay = decays + slot + threadIdx.x % 4;
+    for (int earlier = 0; earlier < block; ++earlier) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) a[j] *= decay[earlier * kSlots + j / 2 * 4];
+    }
+    round_all(a);
   }
 };
 
