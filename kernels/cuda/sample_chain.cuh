@@ -89,13 +89,14 @@ struct DrawShared {
   RowParams params;
   Chain chain;  // changed by one thread, between barriers
   Wide scratch[kRowWarps];
+  LookShared look;
   Wide bin_before;  // mass before the bin of the cut
   int32_t bin;
   Wide cut;
   int32_t token;
   int32_t pending_found;
-  uint32_t
-      low[kBins];  // masses of the bins, in halves: there is no 64-bit addition in shared memory
+  // Masses of the bins, in halves: shared memory has no addition of 64 bits.
+  uint32_t low[kBins];
   uint32_t high[kBins];
   CandidateList list;
 };

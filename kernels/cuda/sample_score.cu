@@ -6,6 +6,7 @@ namespace {
 
 struct ScoreShared {
   Wide scratch[kRowWarps];
+  LookShared look;
   Wide key[kCandidates];  // ascends from the likeliest; equal logits are ordered by the token
   int32_t count;
 };
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) score_kernel(ScoreArgs args) {
   if (top < 0) return;
 
   const Row row{args.logits + static_cast<int64_t>(r) * args.N, args.N};
-  const Look look = look_at(row, s.scratch);
+  const Look look = look_at(row, s.look);
   const uint32_t bound = top > 0 ? bound_of_largest(look.order, top) : 0;
   const Wide last = top > 0 ? Wide{~bound} << 32 | 0xffffffffu : 0;
   const double largest = look.largest;
