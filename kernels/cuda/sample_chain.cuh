@@ -12,6 +12,8 @@ namespace gsa::cuda {
 constexpr int kBinBits = 11;
 constexpr int kBins = 1 << kBinBits;
 
+constexpr Wide kNoCut = ~Wide{0};
+
 enum class Order { kLikely, kTypical };
 
 // Few candidates, in the block's shared memory. They come in any order; results do not depend on
@@ -24,36 +26,28 @@ struct CandidateList {
   int32_t count;  // as found; may exceed kCandidates, and the list is then of no use
 };
 
-struct DrawShared {
-  RowParams params;
-  Wide scratch[kRowWarps];
-  Wide bin_before;  // mass before the bin of the cut
-  int32_t bin;
-  Wide cut;
-  int32_t token;
-  int32_t pending_found;
-  uint32_t
-      low[kBins];  // masses of the bins, in halves: there is no 64-bit addition in shared memory
-  uint32_t high[kBins];
-  CandidateList list;
-};
-
-// What stands between a logit and its chance to be drawn. The same for all threads.
+// What stands between a logit and its chance to be drawn.
 struct Chain {
   float largest;
+  float floor;  // no token with a smaller logit is kept: a quick look
   double inverse_temperature;
   double key_scale;
-  Wide likely_cut = ~Wide{0};  // the last key of the order that is kept
-  Wide typical_cut = ~Wide{0};
-  double center = 0;  // the expected distance, about which the typical order goes
-  Wide least_mass = 0;
+  Wide likely_cut;  // the last key of the order that is kept
+  Wide typical_cut;
+  double center;  // the expected distance, about which the typical order goes
+  Wide least_mass;
 
-  __device__ Chain(const Look& look, double inverse_temperature)
-      : largest(look.largest), inverse_temperature(inverse_temperature) {
+  __device__ void start(const Look& look, double inverse) {
+    largest = look.largest;
+    inverse_temperature = inverse;
+    likely_cut = typical_cut = kNoCut;
+    center = 0;
+    least_mass = 0;
     // Keys spread over what the row's tokens with a mass above 0 span.
-    const double span =
-        fmin(kMaxDistance, (double{largest} - double{look.least}) * inverse_temperature);
+    const double span = fmin(kMaxDistance, (double{largest} - double{look.least}) * inverse);
     key_scale = span > 1e-200 ? kKeySteps / span : 0;
+    floor = -infinity();
+    lower_bound(kMaxDistance);
   }
 
   // How far a token lies behind the likeliest: minus the logarithm of its mass.
@@ -72,14 +66,70 @@ struct Chain {
   }
   // Mass of a token that the filters keep, else 0.
   __device__ Wide kept_mass(float logit, int32_t token) const {
-    if (likely_cut != ~Wide{0} && key(Order::kLikely, logit, token) > likely_cut) return 0;
-    if (typical_cut != ~Wide{0} && key(Order::kTypical, logit, token) > typical_cut) return 0;
-    const Wide m = mass(logit);
+    Wide m = mass(logit);
+    if (likely_cut != kNoCut) m = key(Order::kLikely, logit, token) > likely_cut ? 0 : m;
+    if (typical_cut != kNoCut) m = key(Order::kTypical, logit, token) > typical_cut ? 0 : m;
     return m < least_mass ? 0 : m;
+  }
+  __device__ void cut_likely(Wide cut) {
+    likely_cut = cut;
+    // Two steps more than the cut's: far more than what rounding can do.
+    if (cut != kNoCut && key_scale > 0) lower_bound(((cut >> kTokenBits) + 2) / key_scale);
   }
 
   static constexpr double kKeySteps = (Wide{1} << (64 - kTokenBits)) - 1;
+
+ private:
+  __device__ void lower_bound(double distance) {
+    floor = fmaxf(floor, __double2float_rd(double{largest} - distance / inverse_temperature));
+  }
 };
+
+struct DrawShared {
+  RowParams params;
+  Chain chain;  // changed by one thread, between barriers
+  Wide scratch[kRowWarps];
+  LookShared look;
+  Wide bin_before;  // mass before the bin of the cut
+  int32_t bin;
+  Wide cut;
+  int32_t token;
+  int32_t pending_found;
+  // Masses of the bins, in halves: shared memory has no addition of 64 bits.
+  uint32_t low[kBins];
+  uint32_t high[kBins];
+  CandidateList list;
+};
+
+// visit(logit, token, mass) for the tokens in [begin, end) that the chain keeps, dealt out as by
+// Row::for_each().
+template <typename Visit>
+__device__ __forceinline__ void for_each_kept(const Row& row, const Chain& chain, int begin,
+                                              int end, int rank, int width, Visit visit) {
+  if (!row.aligned()) {
+    row.for_each<1>(begin, end, rank, width, [&](float logit, int token) {
+      const Wide mass = logit < chain.floor ? 0 : chain.kept_mass(logit, token);
+      if (mass > 0) visit(logit, token, mass);
+    });
+    return;
+  }
+  row.for_each_vector<1>(begin / 4, end / 4, rank, width, [&](float4 x, int v) {
+    if (fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w)) < chain.floor) return;
+    const float logit[4] = {x.x, x.y, x.z, x.w};
+    Wide mass[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) mass[j] = chain.kept_mass(logit[j], 4 * v + j);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (mass[j] > 0) visit(logit[j], 4 * v + j, mass[j]);
+    }
+  });
+}
+
+template <typename Visit>
+__device__ __forceinline__ void for_each_kept(const Row& row, const Chain& chain, Visit visit) {
+  for_each_kept(row, chain, 0, row.N, threadIdx.x, kRowThreads, visit);
+}
 
 // The mass that the kept tokens must reach.
 __device__ __forceinline__ Wide share_of(double share, Wide total) {
@@ -101,13 +151,13 @@ __device__ __forceinline__ Wide mass_before(Wide key, CandidateList& list) {
   return before;
 }
 
-// Appends a candidate while there is room; the count goes on.
-__device__ __forceinline__ void append(float logit, int32_t token, Wide mass, CandidateList& list) {
+// Appends a candidate while there is room; the count goes on. Its mass is left to the thread that
+// takes it up.
+__device__ __forceinline__ void append(float logit, int32_t token, CandidateList& list) {
   const int at = atomicAdd(&list.count, 1);
   if (at >= kCandidates) return;
   list.logit[at] = logit;
   list.token[at] = token;
-  list.mass[at] = mass;
 }
 
 // What a cut keeps: the first `count` tokens or, with count 0, a share of the mass.
@@ -121,9 +171,7 @@ __device__ __forceinline__ void fill_bins(const Row& row, const Chain& chain, Or
                                           bool by_count, Wide from, int shift, DrawShared& s) {
   for (int bin = threadIdx.x; bin < kBins; bin += kRowThreads) s.low[bin] = s.high[bin] = 0;
   __syncthreads();
-  row.for_each<1>([&](float logit, int token) {
-    Wide weight = chain.kept_mass(logit, token);
-    if (weight == 0) return;
+  for_each_kept(row, chain, [&](float logit, int token, Wide weight) {
     const Wide key = chain.key(order, logit, token);
     const Wide bin = (key - from) >> shift;
     if (key < from || bin >= kBins) return;
@@ -159,8 +207,9 @@ __device__ __forceinline__ Wide find_bin(WantedOf wanted_of, DrawShared& s) {
 }
 
 // The key of the last token that a cut keeps, among those that the chain has kept so far.
-__device__ inline __noinline__ Wide find_cut(const Row& row, const Chain& chain, Order order,
-                                             Wanted wanted, DrawShared& s) {
+__device__ inline __noinline__ Wide find_cut(const Row row, Order order, Wanted wanted,
+                                             DrawShared& s) {
+  const Chain& chain = s.chain;
   Wide from = 0;
   Wide rest = wanted.count;  // what the tokens from here on must reach
   for (int shift = 64 - kBinBits;; shift = shift > kBinBits ? shift - kBinBits : 0) {
@@ -168,7 +217,7 @@ __device__ inline __noinline__ Wide find_cut(const Row& row, const Chain& chain,
     const Wide total =
         find_bin([&](Wide sum) { return rest == 0 ? share_of(wanted.share, sum) : rest; }, s);
     if (rest == 0) rest = share_of(wanted.share, total);
-    if (rest > total) return ~Wide{0};  // top-k of more tokens than there are
+    if (rest > total) return kNoCut;  // top-k of more tokens than there are
     from += static_cast<Wide>(s.bin) << shift;
     rest -= s.bin_before;
     if (shift == 0) return from;
@@ -176,19 +225,24 @@ __device__ inline __noinline__ Wide find_cut(const Row& row, const Chain& chain,
     if (threadIdx.x == 0) s.list.count = 0;
     __syncthreads();
     row.for_each<4>([&](float logit, int token) {
+      if (logit < chain.floor) return;
       const Wide key = chain.key(order, logit, token);
-      if (key < from || (key - from) >> shift != 0) return;
-      const Wide weight = chain.kept_mass(logit, token);
-      if (weight > 0) append(logit, token, wanted.count > 0 ? 1 : weight, s.list);
+      if (key >= from && (key - from) >> shift == 0) append(logit, token, s.list);
     });
     __syncthreads();
     if (s.list.count > kCandidates) continue;  // ties, or a crowd: look closer
 
     const int me = threadIdx.x;
     const bool mine = me < s.list.count;
-    const Wide key = mine ? chain.key(order, s.list.logit[me], s.list.token[me]) : 0;
+    Wide key = 0, weight = 0;
+    if (mine) {
+      key = chain.key(order, s.list.logit[me], s.list.token[me]);
+      weight = chain.kept_mass(s.list.logit[me], s.list.token[me]);
+      if (wanted.count > 0) weight = min(weight, Wide{1});
+      s.list.mass[me] = weight;
+    }
     const Wide before = mass_before(key, s.list);
-    if (mine && before < rest && rest <= before + s.list.mass[me]) s.cut = key;
+    if (mine && before < rest && rest <= before + weight) s.cut = key;
     __syncthreads();
     return s.cut;
   }

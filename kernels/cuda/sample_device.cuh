@@ -15,9 +15,10 @@ constexpr int kCandidates = kRowThreads;
 
 using Wide = unsigned long long;
 
-// Combines the threads' values, for every thread. `scratch` holds one value per warp.
+// Combines the values of the first `warps` warps, for all their threads; the others have exited.
+// `scratch` holds one value per warp. T{} must change nothing.
 template <typename T, typename Combine>
-__device__ __forceinline__ T block_reduce(T x, T* scratch, Combine combine) {
+__device__ __forceinline__ T block_reduce(T x, T* scratch, int warps, Combine combine) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
     x = combine(x, __shfl_xor_sync(kAllLanes, x, offset));
@@ -25,7 +26,7 @@ __device__ __forceinline__ T block_reduce(T x, T* scratch, Combine combine) {
   __syncthreads();  // the scratch may still be read from the use before
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
   __syncthreads();
-  x = scratch[threadIdx.x % 32];
+  x = threadIdx.x % 32 < warps ? scratch[threadIdx.x % 32] : T{};
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
     x = combine(x, __shfl_xor_sync(kAllLanes, x, offset));
@@ -34,13 +35,13 @@ __device__ __forceinline__ T block_reduce(T x, T* scratch, Combine combine) {
 }
 
 template <typename T>
-__device__ __forceinline__ T block_total(T x, T* scratch) {
-  return block_reduce(x, scratch, [](T a, T b) { return a + b; });
+__device__ __forceinline__ T block_total(T x, T* scratch, int warps = kRowWarps) {
+  return block_reduce(x, scratch, warps, [](T a, T b) { return a + b; });
 }
 
 template <typename T>
-__device__ __forceinline__ T block_largest(T x, T* scratch) {
-  return block_reduce(x, scratch, [](T a, T b) { return a > b ? a : b; });
+__device__ __forceinline__ T block_largest(T x, T* scratch, int warps = kRowWarps) {
+  return block_reduce(x, scratch, warps, [](T a, T b) { return a > b ? a : b; });
 }
 
 // Sum of the lanes up to and including this one.
@@ -75,10 +76,10 @@ __device__ __forceinline__ Prefix block_prefix(Wide x, Wide* scratch) {
 constexpr int kMassBits = 43;
 constexpr double kMaxDistance = 31;  // masses behind it round to 0
 
-// exp(-x) as a mass, within one unit; 0 where x is not a number. The library's exp() covers more
-// ground and takes three times as long. REQUIRES: x >= 0 or not a number.
+// exp(-x) as a mass, within one unit; 0 where x is not a number. Without branches, so that a thread
+// works on several at a time. REQUIRES: x >= 0 or not a number.
 __device__ __forceinline__ Wide mass_at(double x) {
-  if (!(x < kMaxDistance)) return 0;
+  x = fmin(x, kMaxDistance);
   // exp(-x) = 2^-whole exp(rest) with |rest| <= ln(2)/2, by 12 terms of the series: to 7e-15.
   constexpr double kRound = 0x1.8p52;  // adding it leaves the nearest integer in the low bits
   constexpr double kLn2 = 0.693147180559945309417;
@@ -152,6 +153,10 @@ __device__ __forceinline__ uint32_t order_of(float logit) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+__device__ __forceinline__ float logit_of(uint32_t order) {
+  return __uint_as_float(order & 0x80000000u ? order & 0x7fffffffu : ~order);
+}
+
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 
 // What a first look at a row tells.
@@ -163,9 +168,20 @@ struct Look {
   bool nan;        // in the whole row
 };
 
-__device__ __forceinline__ Look look_at(const Row& row, Wide* scratch) {
+// The largest order and, among the threads that hold it, the lowest token; as one number.
+__device__ __forceinline__ Wide warp_best(uint32_t order, uint32_t token) {
+  const uint32_t best = __reduce_max_sync(kAllLanes, order);
+  return Wide{best} << 32 | __reduce_min_sync(kAllLanes, order == best ? token : ~0u);
+}
+
+struct LookShared {
+  Wide best[kRowWarps];
+  uint32_t least[kRowWarps];
+};
+
+__device__ __forceinline__ Look look_at(const Row& row, LookShared& s) {
   float largest = -infinity(), least = infinity();
-  int token = row.first(threadIdx.x);
+  uint32_t token = row.first(threadIdx.x);
   bool nan = false;
   const bool any = token < row.N;
   row.for_each<4>([&](float logit, int i) {
@@ -178,12 +194,22 @@ __device__ __forceinline__ Look look_at(const Row& row, Wide* scratch) {
   });
   Look look;
   look.order = any ? order_of(largest) : 0;
-  const Wide best = block_largest(
-      any ? Wide{look.order} << 32 | (0xffffffffu - static_cast<uint32_t>(token)) : 0, scratch);
-  look.token = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(best));
-  look.largest = row.logits[look.token];
-  look.least = block_reduce(least, reinterpret_cast<float*>(scratch), fminf);
-  look.nan = __syncthreads_or(nan);
+  const int lane = threadIdx.x % 32;
+  const Wide best_of_warp = warp_best(look.order, token);
+  // No logit has the order 0: it stands for what is not a number.
+  const uint32_t least_of_warp = __reduce_min_sync(kAllLanes, nan ? 0 : order_of(least));
+  if (lane == 0) {
+    s.best[threadIdx.x / 32] = best_of_warp;
+    s.least[threadIdx.x / 32] = least_of_warp;
+  }
+  __syncthreads();
+  const Wide best =
+      warp_best(static_cast<uint32_t>(s.best[lane] >> 32), static_cast<uint32_t>(s.best[lane]));
+  const uint32_t low = __reduce_min_sync(kAllLanes, s.least[lane]);
+  look.token = static_cast<int32_t>(static_cast<uint32_t>(best));
+  look.largest = logit_of(static_cast<uint32_t>(best >> 32));
+  look.least = logit_of(low);
+  look.nan = low == 0;
   return look;
 }
 

@@ -5,6 +5,17 @@
 namespace gsa::cuda {
 namespace {
 
+template <typename Change>
+__device__ __forceinline__ void change_chain(DrawShared& s, Change change) {
+  __syncthreads();
+  if (threadIdx.x == 0) change(s.chain);
+  __syncthreads();
+}
+
+__device__ __forceinline__ double ratio(Wide a, Wide b) {
+  return static_cast<double>(a) / static_cast<double>(b);
+}
+
 // exp(-x) x in units of mass: what a token adds to the expected distance.
 __device__ __forceinline__ Wide weighted_distance(const Chain& chain, float logit, Wide mass) {
   return mass == 0 ? 0 : __double2ull_rn(static_cast<double>(mass) * chain.distance(logit));
@@ -79,15 +90,21 @@ __device__ bool adjust(const Row& row, const ListEntry* list, const int32_t* pre
   return nan;
 }
 
-// The whole chain on the listed candidates, one per thread.
-__device__ int32_t draw_from_list(Chain& chain, int N, DrawShared& s) {
+// The whole chain on the listed candidates, one per thread. `row_mass` is the mass of the whole row
+// where top-p is to look at that, or 0. The token is returned to the first thread; warps without
+// candidates have nothing to do, and must exit on return.
+__device__ int32_t draw_from_list(int N, Wide row_mass, DrawShared& s) {
   const RowParams& p = s.params;
+  const Chain& chain = s.chain;
   CandidateList& list = s.list;
   const int me = threadIdx.x;
+  const int warps = (list.count + 31) / 32;
+  if (me / 32 >= warps) return 0;
   const bool mine = me < list.count;
   const float logit = mine ? list.logit[me] : 0;
   const int32_t token = mine ? list.token[me] : 0;
-  Wide mass = mine ? list.mass[me] : 0;
+  Wide mass = mine ? chain.mass(logit) : 0;
+  if (mine) list.mass[me] = mass;
   const Wide likely_key = mine ? chain.key(Order::kLikely, logit, token) : 0;
   // A candidate that a filter drops weighs nothing from there on.
   const auto keep_if = [&](bool kept) {
@@ -107,23 +124,23 @@ __device__ int32_t draw_from_list(Chain& chain, int N, DrawShared& s) {
     keep_if(rank < p.top_k);
   }
   if (p.typical_p < 1) {
-    const Wide total = block_total(mass, s.scratch);
-    const Wide weighted = block_total(weighted_distance(chain, logit, mass), s.scratch);
-    chain.center = static_cast<double>(weighted) / static_cast<double>(total);
+    const Wide total = block_total(mass, s.scratch, warps);
+    const Wide weighted = block_total(weighted_distance(chain, logit, mass), s.scratch, warps);
+    change_chain(s, [&](Chain& c) { c.center = ratio(weighted, total); });
     const Wide key = mine ? chain.key(Order::kTypical, logit, token) : 0;
     const Wide before = mass_before(key, list);
     keep_if(before < share_of(p.typical_p, total));
   }
   if (p.top_p < 1) {
-    const Wide total = block_total(mass, s.scratch);
+    const Wide total = row_mass > 0 ? row_mass : block_total(mass, s.scratch, warps);
     const Wide before = mass_before(likely_key, list);
     keep_if(before < share_of(p.top_p, total));
   }
   if (p.min_p > 0) {
-    const Wide best = block_largest(mass, s.scratch);
+    const Wide best = block_largest(mass, s.scratch, warps);
     keep_if(!(static_cast<double>(mass) < p.min_p * static_cast<double>(best)));
   }
-  const Wide total = block_total(mass, s.scratch);
+  const Wide total = block_total(mass, s.scratch, warps);
   const Wide target = __umul64hi(p.uniform, total);
   const Wide before = mass_before(static_cast<Wide>(token), list);
   if (mass > 0 && before <= target && target < before + mass) s.token = token;
@@ -133,14 +150,15 @@ __device__ int32_t draw_from_list(Chain& chain, int N, DrawShared& s) {
 
 // Draws among the kept tokens of the row, in the order of their ids: finds the warp in whose range
 // of tokens the draw falls, then the token.
-__device__ int32_t walk(const Row& row, const Chain& chain, DrawShared& s) {
+__device__ int32_t walk(const Row& row, DrawShared& s) {
+  const Chain& chain = s.chain;
   const int range = ((row.N + kRowWarps - 1) / kRowWarps + 3) / 4 * 4;
   const int lane = threadIdx.x % 32;
   {
     const int begin = threadIdx.x / 32 * range;
     Wide sum = 0;
-    row.for_each<1>(begin, min(begin + range, row.N), lane, 32,
-                    [&](float logit, int token) { sum += chain.kept_mass(logit, token); });
+    for_each_kept(row, chain, begin, min(begin + range, row.N), lane, 32,
+                  [&](float, int, Wide mass) { sum += mass; });
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
     __syncthreads();
@@ -166,65 +184,80 @@ __device__ int32_t walk(const Row& row, const Chain& chain, DrawShared& s) {
 }
 
 // The chain on the whole row, where the first filter may leave many tokens.
-__device__ int32_t draw_from_row(const Row& row, Chain& chain, DrawShared& s) {
+__device__ int32_t draw_from_row(const Row& row, DrawShared& s) {
   const RowParams& p = s.params;
-  if (p.top_k > 0 && p.top_k < row.N) {
-    chain.likely_cut =
-        find_cut(row, chain, Order::kLikely, {.count = static_cast<Wide>(p.top_k)}, s);
-  }
+  const auto cut_likely = [&](Wanted wanted) {
+    const Wide cut = find_cut(row, Order::kLikely, wanted, s);
+    change_chain(s, [&](Chain& c) { c.cut_likely(cut); });
+  };
+  if (p.top_k > 0 && p.top_k < row.N) cut_likely({.count = static_cast<Wide>(p.top_k)});
   if (p.typical_p < 1) {
     Wide total = 0, weighted = 0;
-    row.for_each<1>([&](float logit, int token) {
-      const Wide mass = chain.kept_mass(logit, token);
+    for_each_kept(row, s.chain, [&](float logit, int, Wide mass) {
       total += mass;
-      weighted += weighted_distance(chain, logit, mass);
+      weighted += weighted_distance(s.chain, logit, mass);
     });
     total = block_total(total, s.scratch);
     weighted = block_total(weighted, s.scratch);
-    chain.center = static_cast<double>(weighted) / static_cast<double>(total);
-    chain.typical_cut = find_cut(row, chain, Order::kTypical, {.share = p.typical_p}, s);
+    change_chain(s, [&](Chain& c) { c.center = ratio(weighted, total); });
+    const Wide cut = find_cut(row, Order::kTypical, {.share = p.typical_p}, s);
+    change_chain(s, [&](Chain& c) { c.typical_cut = cut; });
   }
-  if (p.top_p < 1) {
-    chain.likely_cut = find_cut(row, chain, Order::kLikely, {.share = p.top_p}, s);
-  }
+  if (p.top_p < 1) cut_likely({.share = p.top_p});
   if (p.min_p > 0) {
     Wide best = Wide{1} << kMassBits;
     if (p.typical_p < 1) {  // the likeliest token may be gone
       best = 0;
-      row.for_each<1>([&](float logit, int token) {
-        const Wide mass = chain.kept_mass(logit, token);
-        best = mass > best ? mass : best;
-      });
+      for_each_kept(row, s.chain, [&](float, int, Wide mass) { best = max(best, mass); });
       best = block_largest(best, s.scratch);
     }
-    chain.least_mass = __double2ull_ru(p.min_p * static_cast<double>(best));
+    const Wide least = __double2ull_ru(p.min_p * static_cast<double>(best));
+    change_chain(s, [&](Chain& c) { c.least_mass = least; });
   }
-  return walk(row, chain, s);
+  return walk(row, s);
 }
 
-// Lists the candidates from which top-k picks, or all of a short row. Returns whether they fit.
-__device__ bool list_candidates(const Row& row, const Chain& chain, const Look& look,
-                                DrawShared& s) {
-  const int k = s.params.top_k > 0 ? min(s.params.top_k, row.N) : row.N;
-  if (k > kCandidates) return false;
+// Lists the `count` likeliest tokens, and some more. Returns whether they fit.
+__device__ bool list_likeliest(const Row& row, const Look& look, int count, DrawShared& s) {
   if (threadIdx.x == 0) s.list.count = 0;
-  const uint32_t bound = k < row.N ? bound_of_largest(look.order, k) : 0;  // has barriers
+  const uint32_t bound = count < row.N ? bound_of_largest(look.order, count) : 0;  // has barriers
   __syncthreads();
-  row.for_each<4>([&](float logit, int token) {
-    if (order_of(logit) < bound) return;
-    const Wide mass = chain.mass(logit);
-    if (mass > 0) append(logit, token, mass, s.list);
-  });
+  if (look.order >= bound) {  // few threads have seen a logit that reaches the bound
+    row.for_each<4>([&](float logit, int token) {
+      if (order_of(logit) >= bound) append(logit, token, s.list);
+    });
+  }
   __syncthreads();
   return s.list.count <= kCandidates;
 }
 
+// Whether the list, of the row's likeliest, holds all that top-p keeps. Sets the row's mass.
+__device__ bool holds_top_p(const Row& row, DrawShared& s, Wide& row_mass) {
+  Wide sum = 0;
+  for_each_kept(row, s.chain, [&](float, int, Wide mass) { sum += mass; });
+  row_mass = block_total(sum, s.scratch);
+  const bool mine = threadIdx.x < s.list.count;
+  const Wide listed =
+      block_total(mine ? s.chain.mass(s.list.logit[threadIdx.x]) : Wide{0}, s.scratch);
+  return listed >= share_of(s.params.top_p, row_mass);
+}
+
 __device__ int32_t draw(const Row& row, const Look& look, DrawShared& s) {
-  const double inverse_temperature = s.params.inverse_temperature;
-  if (inverse_temperature == 0 || !isfinite(look.largest)) return look.token;
-  Chain chain(look, inverse_temperature);
-  if (list_candidates(row, chain, look, s)) return draw_from_list(chain, row.N, s);
-  return draw_from_row(row, chain, s);
+  const RowParams& p = s.params;
+  if (p.inverse_temperature == 0 || !isfinite(look.largest)) return look.token;
+  change_chain(s, [&](Chain& c) { c.start(look, p.inverse_temperature); });
+  const int k = p.top_k > 0 ? min(p.top_k, row.N) : row.N;
+  if (k <= kCandidates) {
+    if (list_likeliest(row, look, k, s)) return draw_from_list(row.N, 0, s);
+  } else if (k == row.N && p.typical_p >= 1 && p.top_p < 1) {
+    // A trained model's top-p seldom keeps more than this.
+    constexpr int kLikeliest = 256;
+    Wide row_mass;
+    if (list_likeliest(row, look, kLikeliest, s) && holds_top_p(row, s, row_mass)) {
+      return draw_from_list(row.N, row_mass, s);
+    }
+  }
+  return draw_from_row(row, s);
 }
 
 __device__ __forceinline__ void put(const DrawArgs& args, int r, int32_t token, bool nan) {
@@ -263,18 +296,18 @@ __global__ void __launch_bounds__(kRowThreads, 1) draw_kernel(DrawArgs args) {
     nan = adjust(row, list, args.previous, out, s);
     row.logits = out;
   }
-  const Look look = look_at(row, s.scratch);
+  const Look look = look_at(row, s.look);
   if (!adjusted) nan = look.nan;
   const int32_t token = draw(row, look, s);
   if (threadIdx.x == 0) put(args, r, token, nan);
 }
 
 __global__ void __launch_bounds__(kRowThreads, 2) greedy_kernel(DrawArgs args) {
-  __shared__ Wide scratch[kRowWarps];
+  __shared__ LookShared s;
   grid_release();
   grid_wait();
   const int r = blockIdx.x;
-  const Look look = look_at({args.logits + static_cast<int64_t>(r) * args.N, args.N}, scratch);
+  const Look look = look_at({args.logits + static_cast<int64_t>(r) * args.N, args.N}, s);
   if (threadIdx.x == 0) put(args, r, look.token, look.nan);
 }
 

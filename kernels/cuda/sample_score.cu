@@ -6,6 +6,7 @@ namespace {
 
 struct ScoreShared {
   Wide scratch[kRowWarps];
+  LookShared look;
   Wide key[kCandidates];  // ascends from the likeliest; equal logits are ordered by the token
   int32_t count;
 };
@@ -32,6 +33,20 @@ __device__ __noinline__ Wide find_last(const Row& row, int top, Wide* scratch) {
   return last;
 }
 
+// Mass of the tokens that fall to this thread.
+__device__ __forceinline__ Wide thread_mass(const Row& row, double largest) {
+  Wide sum = 0;
+  if (row.aligned()) {
+    row.for_each_vector<2>(0, row.N / 4, threadIdx.x, kRowThreads, [&](float4 x, int) {
+      sum += mass_at(largest - x.x) + mass_at(largest - x.y) + mass_at(largest - x.z) +
+             mass_at(largest - x.w);
+    });
+  } else {
+    row.for_each<1>([&](float logit, int) { sum += mass_at(largest - logit); });
+  }
+  return sum;
+}
+
 __global__ void __launch_bounds__(kRowThreads, 1) score_kernel(ScoreArgs args) {
   __shared__ ScoreShared s;
   const int r = blockIdx.x;
@@ -42,16 +57,14 @@ __global__ void __launch_bounds__(kRowThreads, 1) score_kernel(ScoreArgs args) {
   if (top < 0) return;
 
   const Row row{args.logits + static_cast<int64_t>(r) * args.N, args.N};
-  const Look look = look_at(row, s.scratch);
+  const Look look = look_at(row, s.look);
   const uint32_t bound = top > 0 ? bound_of_largest(look.order, top) : 0;
   const Wide last = top > 0 ? Wide{~bound} << 32 | 0xffffffffu : 0;
   const double largest = look.largest;
-  Wide sum = 0;
-  row.for_each<1>([&](float logit, int token) {
-    sum += mass_at(largest - logit);
-    if (top > 0) append_key(key_of(logit, token), last, s);
-  });
-  const Wide total = block_total(sum, s.scratch);
+  if (top > 0 && look.order >= bound) {  // few threads have seen a logit that reaches the bound
+    row.for_each<4>([&](float logit, int token) { append_key(key_of(logit, token), last, s); });
+  }
+  const Wide total = block_total(thread_mass(row, largest), s.scratch);
   const double log_sum = largest + log(static_cast<double>(total) / (Wide{1} << kMassBits));
   if (threadIdx.x == 0) {
     args.scores[r].nan = look.nan;
