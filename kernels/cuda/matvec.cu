@@ -19,7 +19,6 @@ constexpr int kTileRows = 8;
 constexpr int kRows = kTiles * kTileRows;  // of a warp
 constexpr int kPiece = 32;                 // columns of two products
 constexpr int kDepth = 6;
-constexpr int kGroup = 8;                                         // tokens that share a product
 constexpr size_t kRingBytes = size_t{kDepth} * kTiles * 32 * 16;  // of a warp
 constexpr int64_t kActivationBytes = 24 * 1024;
 
@@ -68,38 +67,56 @@ __device__ __forceinline__ int slice_begin(const Args& a, int slice) {
 __device__ __forceinline__ void load_panel(const Args& a, int p, const Panel& panel,
                                            float* squares) {
   const bool whole = a.panel >= a.cols;
-  const int width = whole ? a.cols : a.panel_pieces * kPiece;  // of a slice
-  for (int t = 0; t < a.tokens; ++t) {
-    float sum = 0;
-#pragma unroll 2
-    for (int c = threadIdx.x * 4; c < (whole ? a.cols : a.panel); c += blockDim.x * 4) {
+  const int width = a.panel_pieces * kPiece;  // of a slice
+  const int columns = whole ? a.cols : a.panel;
+  // A few tokens at once, so that a thread waits once for them.
+  constexpr int kTokens = 4;
+  for (int t0 = 0; t0 < a.tokens; t0 += kTokens) {
+    const float* from = a.x + int64_t{t0} * a.cols;
+    float sums[kTokens] = {};
+    for (int c = threadIdx.x * 4; c < columns; c += blockDim.x * 4) {
       int column = c;
       if (!whole) {
         const int slice = c / width;
         column = (slice_begin(a, slice) + p * a.panel_pieces) * kPiece + c - slice * width;
         if (column >= slice_begin(a, slice + 1) * kPiece) continue;
       }
-      const float4 x = *reinterpret_cast<const float4*>(a.x + int64_t{t} * a.cols + column);
       float4 w = make_float4(1, 1, 1, 1);
       if (a.norm_weight != nullptr) {
         w = __ldg(reinterpret_cast<const float4*>(a.norm_weight + column));
       }
-      sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-      const float v[4] = {x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w};
-      __nv_bfloat16 hi[4], lo[4];
+      float4 x[kTokens];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        hi[i] = __float2bfloat16_rn(v[i]);
-        lo[i] = __float2bfloat16_rn(v[i] - __bfloat162float(hi[i]));
+      for (int t = 0; t < kTokens; ++t) {
+        if (t0 + t < a.tokens) {
+          x[t] = *reinterpret_cast<const float4*>(from + int64_t{t} * a.cols + column);
+        }
       }
-      *reinterpret_cast<uint2*>(panel.hi + t * panel.pitch + c) = *reinterpret_cast<uint2*>(hi);
-      *reinterpret_cast<uint2*>(panel.lo + t * panel.pitch + c) = *reinterpret_cast<uint2*>(lo);
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        if (t0 + t >= a.tokens) break;
+        sums[t] += x[t].x * x[t].x + x[t].y * x[t].y + x[t].z * x[t].z + x[t].w * x[t].w;
+        const float v[4] = {x[t].x * w.x, x[t].y * w.y, x[t].z * w.z, x[t].w * w.w};
+        __nv_bfloat16 hi[4], lo[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          hi[i] = __float2bfloat16_rn(v[i]);
+          lo[i] = __float2bfloat16_rn(v[i] - __bfloat162float(hi[i]));
+        }
+        const int at = (t0 + t) * panel.pitch + c;
+        *reinterpret_cast<uint2*>(panel.hi + at) = *reinterpret_cast<uint2*>(hi);
+        *reinterpret_cast<uint2*>(panel.lo + at) = *reinterpret_cast<uint2*>(lo);
+      }
     }
     if (!a.normalize) continue;
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 != 0) continue;
-    float& total = squares[t * kMostWarps + threadIdx.x / 32];
-    total = p > 0 ? total + sum : sum;
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      if (t0 + t >= a.tokens) break;
+      const float sum = warp_sum(sums[t]);
+      if (threadIdx.x % 32 != 0) continue;
+      float& total = squares[(t0 + t) * kMostWarps + threadIdx.x / 32];
+      total = p > 0 ? total + sum : sum;
+    }
   }
 }
 
@@ -107,7 +124,7 @@ __device__ __forceinline__ void load_panel(const Args& a, int p, const Panel& pa
 struct Stream {
   uint4* ring;                // this lane's first place
   const uint4* rows[kTiles];  // this lane's 16 bytes of the warp's next piece to be copied
-  int left;                   // pieces not yet asked for
+  int left;                   // pieces not yet asked for, counted from there
 
   // Asks for the next piece, into place `place` of the ring.
   template <typename Place>
@@ -127,31 +144,26 @@ struct Stream {
   }
 };
 
-template <int kGroups>
 struct Sums {
-  float v[kGroups][kTiles][4] = {};
+  float v[kTiles][4] = {};
 
   // Adds the products of one piece: the high halves of 8 tokens are rows 0 to 7 of a fragment, the
   // low ones rows 8 to 15.
   __device__ __forceinline__ void add(const uint4 (&w)[kTiles], const __nv_bfloat16* hi,
-                                      const __nv_bfloat16* lo, int pitch, int tokens) {
-#pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-      uint4 h = {}, l = {};
-      if (static_cast<int>(threadIdx.x % 32 / 4) + group * kGroup < tokens) {
-        h = *reinterpret_cast<const uint4*>(hi + group * kGroup * pitch);
-        l = *reinterpret_cast<const uint4*>(lo + group * kGroup * pitch);
-      }
-      const uint32_t first[4] = {h.x, l.x, h.y, l.y}, second[4] = {h.z, l.z, h.w, l.w};
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) mma(first, w[t].x, w[t].y, v[group][t]);
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) mma(second, w[t].z, w[t].w, v[group][t]);
+                                      const __nv_bfloat16* lo, int tokens) {
+    uint4 h = {}, l = {};
+    if (static_cast<int>(threadIdx.x % 32 / 4) < tokens) {
+      h = *reinterpret_cast<const uint4*>(hi);
+      l = *reinterpret_cast<const uint4*>(lo);
     }
+    const uint32_t first[4] = {h.x, l.x, h.y, l.y}, second[4] = {h.z, l.z, h.w, l.w};
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) mma(first, w[t].x, w[t].y, v[t]);
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) mma(second, w[t].z, w[t].w, v[t]);
   }
 };
 
-template <int kGroups>
 __global__ void __launch_bounds__(kMostWarps * 32, 2)
     stream_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(128) unsigned char shared[];
@@ -186,7 +198,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
   }
   grid_wait();
 
-  Sums<kGroups> sums;
+  Sums sums;
   const int most_pieces = (a.cols / kPiece + a.slices - 1) / a.slices;
   for (int p = 0; p * a.panel_pieces < most_pieces; ++p) {
     if (p > 0) __syncthreads();
@@ -205,7 +217,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) w[t] = stream.ring[(i * kTiles + t) * 32];
         stream.ask(i, i);
-        sums.add(w, hi + i * kPiece, lo + i * kPiece, panel.pitch, a.tokens);
+        sums.add(w, hi + i * kPiece, lo + i * kPiece, a.tokens);
       }
       hi += kDepth * kPiece;
       lo += kDepth * kPiece;
@@ -217,14 +229,11 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
   copy_wait<0>();
   __syncthreads();
   float* partial = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int n = 0; n < kGroups; ++n) {
-    const int t = n * kGroup + g;
-    if (t >= a.tokens) continue;
+  if (g < a.tokens) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const float(&s)[4] = sums.v[n][tile];
-      *reinterpret_cast<float2*>(partial + (warp * a.tokens + t) * kRows + tile * kTileRows +
+      const float(&s)[4] = sums.v[tile];
+      *reinterpret_cast<float2*>(partial + (warp * a.tokens + g) * kRows + tile * kTileRows +
                                  2 * j) = make_float2(s[0] + s[2], s[1] + s[3]);
     }
   }
@@ -252,19 +261,17 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
 }
 
 void launch_stream(const Launch& how, Args args) {
-  const auto kernel = args.tokens <= kGroup ? stream_kernel<1> : stream_kernel<2>;
   [[maybe_unused]] static const bool allowed = [] {
-    constexpr size_t kMost = kMostWarps * kRingBytes + 4 * kActivationBytes;
-    allow_shared_memory(stream_kernel<1>, kMost);
-    allow_shared_memory(stream_kernel<2>, kMost);
+    allow_shared_memory(stream_kernel, kMostWarps * kRingBytes + 4 * kActivationBytes);
     return true;
   }();
-  // Every multiprocessor gets one block, or one more here and there.
+  // Up to two blocks for every multiprocessor, so that a fast one can take more.
   const int outputs = args.gated ? kTileRows : kRows;
   const int groups = (args.rows + outputs - 1) / outputs;
-  const int slots = how.multiprocessors + how.multiprocessors / 16;
+  const int slots = 2 * how.multiprocessors;
   args.groups = std::min((groups + slots - 1) / slots, kMostWarps);
-  args.slices = std::clamp(kMostWarps / args.groups, 1, args.cols / kPiece);
+  const int warps_wanted = args.tokens <= 2 ? kMostWarps : kMostWarps / 2;
+  args.slices = std::clamp(warps_wanted / args.groups, 1, args.cols / kPiece);
   // Panels but the last are a multiple of the ring, so that each begins at the ring's first place.
   const int pieces = (args.cols / kPiece + args.slices - 1) / args.slices;
   const int most = static_cast<int>(kActivationBytes / 4 / args.tokens) / (args.slices * kPiece);
@@ -281,7 +288,7 @@ void launch_stream(const Launch& how, Args args) {
          {.blocks = static_cast<unsigned>((groups + args.groups - 1) / args.groups),
           .threads = static_cast<unsigned>(warps * 32),
           .shared_bytes = bytes},
-         kernel, args);
+         stream_kernel, args);
 }
 
 // Any type and any shape: a warp for each row.

@@ -8,7 +8,7 @@
 
 namespace gsa::cuda {
 
-constexpr int kMatVecTokens = 16;
+constexpr int kMatVecTokens = 8;
 
 // y = W norm(x), y += W norm(x), or y = silu(Wgate norm(x)) * (Wup norm(x)); norm as in
 // NormProject.
