@@ -150,8 +150,17 @@ std::vector<std::unique_ptr<Task>> Engine::take_expired(Clock::time_point now) {
       ++it;
       continue;
     }
-    if (task.sequences.empty()) task.result.completions.resize(task.request.n);
     const FinishReason reason = late ? FinishReason::kDeadline : FinishReason::kCancelled;
+    if (task.request.keep_snapshot && !task.sequences.empty() && !stopping_) {
+      for (auto& sequence : task.sequences) {
+        if (sequence->ended()) continue;
+        sequence->end(reason);
+        sequence->closing = true;  // as in accept()
+      }
+      ++it;
+      continue;
+    }
+    if (task.sequences.empty()) task.result.completions.resize(task.request.n);
     for (Completion& completion : task.result.completions) completion.finish_reason = reason;
     for (auto& sequence : task.sequences) sequence->end(reason);
     scheduler_.remove(task.id);

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "checkpoint/files.h"
 #include "engine/engine.h"
 #include "kernels/error.h"
 #include "tools/gsa/commands.h"
@@ -53,20 +54,28 @@ Result run_to_end(Engine& engine, Request request, bool stream) {
   const InterruptGuard guard;
   std::promise<Result> promise;
   std::future<Result> future = promise.get_future();
+  size_t shown = 0;
   const auto id = engine.submit(
       std::move(request), [&](Result&& result) { promise.set_value(std::move(result)); },
       [&](const Delta& delta) {
         if (!stream) return;
-        std::fwrite(delta.text.data(), 1, delta.text.size(), stdout);
+        shown += std::fwrite(delta.text.data(), 1, delta.text.size(), stdout);
         std::fflush(stdout);
       });
   while (future.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) {
     if (guard.interrupted()) engine.cancel(*id);
   }
-  return future.get();
+  Result result = future.get();
+  if (stream && result.error.empty()) {
+    // An interrupt comes between tokens: text that was held back as a beginning of a stop string.
+    const std::string& text = result.completions[0].text;
+    std::fwrite(text.data() + shown, 1, text.size() - shown, stdout);
+  }
+  return result;
 }
 
 int run_generate(const GenerateFlags& flags) {
+  if (!flags.save_state.empty()) check_writable(flags.save_state);
   const auto model = load_model(flags.run.model);
   Request request = make_request(flags.sampling);
   const std::string text = flags.file.empty() ? flags.prompt : read_text(flags.file);
@@ -105,7 +114,7 @@ int run_generate(const GenerateFlags& flags) {
   if (completion.snapshot) {
     save_snapshot(*completion.snapshot, model->config, model->identity, flags.save_state);
   } else if (!flags.save_state.empty()) {
-    throw Error("--save-state {}: the run was interrupted before its end; nothing was saved",
+    throw Error("--save-state {}: interrupted before the end of the prompt; nothing was saved",
                 flags.save_state);
   }
   log_speed(result);
