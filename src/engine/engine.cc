@@ -146,21 +146,13 @@ std::vector<std::unique_ptr<Task>> Engine::take_expired(Clock::time_point now) {
   for (auto it = tasks_.begin(); it != tasks_.end();) {
     Task& task = *it->second;
     const bool late = task.request.deadline && *task.request.deadline <= now;
-    if (!task.cancelled && !late) {
-      ++it;
-      continue;
-    }
-    const FinishReason reason = late ? FinishReason::kDeadline : FinishReason::kCancelled;
-    if (task.request.keep_snapshot && !task.sequences.empty() && !stopping_) {
-      for (auto& sequence : task.sequences) {
-        if (sequence->ended()) continue;
-        sequence->end(reason);
-        sequence->closing = true;  // as in accept()
-      }
+    const bool stopping = late || task.cancelled;
+    if (!stopping || task.end_for_snapshot(late)) {
       ++it;
       continue;
     }
     if (task.sequences.empty()) task.result.completions.resize(task.request.n);
+    const FinishReason reason = late ? FinishReason::kDeadline : FinishReason::kCancelled;
     for (Completion& completion : task.result.completions) completion.finish_reason = reason;
     for (auto& sequence : task.sequences) sequence->end(reason);
     scheduler_.remove(task.id);

@@ -75,6 +75,9 @@ Snapshot load_snapshot(const std::filesystem::path& path, const GsaConfig& confi
     floats.resize(before + tensor.elements());
     std::memcpy(floats.data() + before, tensor.data, tensor.bytes());
   }
+  if (snapshot.tokens.empty()) {
+    throw Error("{}: holds no tokens, expected at least one", file.name());
+  }
   for (int32_t token : snapshot.tokens) {
     if (token < 0 || token >= config.vocab_size) {
       throw Error("{}: token id {} is outside the vocabulary", file.name(), token);

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/checkpoint.h"
+#include "model/snapshot.h"
 #include "tests/support/hf_source.h"
 #include "tests/support/program.h"
 
@@ -111,6 +113,16 @@ TEST_F(State, ThatIsCutOrBrokenIsRefused) {
   broken[9] = '\xff';
   write_bytes(state_, broken);
   EXPECT_THAT(refusal(state_), HasSubstr("state.safetensors"));
+}
+
+TEST_F(State, OfNoTokensIsRefused) {
+  const Checkpoint model = Checkpoint::open(tale());
+  const GsaConfig& config = model.config();
+  const Snapshot nothing = {.tokens = {},
+                            .state = std::vector<float>(config.state_bytes() / sizeof(float)),
+                            .logits = std::vector<float>(config.vocab_size)};
+  save_snapshot(nothing, config, {"tale-10m.safetensors", model.fingerprint()}, state_);
+  EXPECT_THAT(refusal(state_), HasSubstr("holds no tokens"));
 }
 
 TEST_F(State, IsRefusedBeforeTheRunWhereItCannotBeSaved) {
