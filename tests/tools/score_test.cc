@@ -1,8 +1,12 @@
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
+#include <csignal>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "tests/support/program.h"
 
@@ -51,6 +55,19 @@ TEST(Score, SumsToThePerplexityOfOneWindow) {
   const double tokens = perplexity.at("tokens");
   EXPECT_EQ(score.at("tokens").size(), tokens + 1);
   EXPECT_NEAR(-score.at("sum").get<double>() / tokens, perplexity.at("nll").get<double>(), 1e-6);
+}
+
+TEST(Score, LeavesNoDumpBehindWhenInterrupted) {
+  const TemporaryFolder folder;
+  std::string text;
+  while (text.size() < 1'000'000) text += read_bytes(kPassage);
+  Program program({"score", "-m", tale(), "-f", "-", "--dump", folder / "dump"}, text);
+  while (folder.names().empty()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  program.send(SIGINT);
+  const Outcome outcome = program.finish();
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_EQ(outcome.err, "gsa: error: interrupted; nothing was written\n");
+  EXPECT_EQ(folder.names(), std::vector<std::string>{});
 }
 
 TEST(Score, PrintsALineForEveryToken) {

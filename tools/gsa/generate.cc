@@ -50,8 +50,7 @@ void log_speed(const Result& result) {
                 decoded > 0 ? decoded / decode.count() : 0.0);
 }
 
-Result run_to_end(Engine& engine, Request request, bool stream) {
-  const InterruptGuard guard;
+Result run_to_end(Engine& engine, const InterruptGuard& guard, Request request, bool stream) {
   std::promise<Result> promise;
   std::future<Result> future = promise.get_future();
   size_t shown = 0;
@@ -89,9 +88,10 @@ int run_generate(const GenerateFlags& flags) {
   Engine engine(model, {.device = flags.run.device, .threads = flags.run.threads, .states = 1});
   spdlog::debug("{}: {} on {}; seed {}", flags.run.model, model->type,
                 engine.backend().description(), seed);
+  const InterruptGuard guard;  // to the end: a state is saved whole
   if (flags.echo && !flags.json) std::fwrite(text.data(), 1, text.size(), stdout);
   const std::vector<int32_t> prompt = request.prompt;
-  Result result = run_to_end(engine, std::move(request), !flags.json);
+  Result result = run_to_end(engine, guard, std::move(request), !flags.json);
   if (!result.error.empty()) throw Error("{}", result.error);
   Completion& completion = result.completions[0];
   if (flags.json) {
