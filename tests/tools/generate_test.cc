@@ -185,10 +185,12 @@ TEST(Generate, IsQuietWhenItsReaderLeaves) {
   EXPECT_EQ(outcome.err, "");
 }
 
-TEST(Generate, SaysSoWhenItsOutputCannotBeWritten) {
-  for (const char* more : {"--echo", "--json"}) {
-    Program program(generate({"-p", kPrompt, "-n", "3", more}), "", "/dev/full");
-    const Outcome outcome = program.finish();
+TEST(Generate, EndsWithAnErrorWhenItsOutputCannotBeWritten) {
+  const std::vector<std::vector<std::string>> ways = {{"-n", "1000000", "--ignore-eos"},
+                                                      {"-n", "3", "--json"}};
+  for (std::vector<std::string> way : ways) {
+    way.insert(way.end(), {"-p", kPrompt});
+    const Outcome outcome = Program(generate(way), "", "/dev/full").finish();
     EXPECT_EQ(outcome.status, 1);
     EXPECT_THAT(outcome.err, HasSubstr("standard output cannot be written: No space left"));
   }

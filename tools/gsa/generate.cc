@@ -62,7 +62,7 @@ Result run_to_end(Engine& engine, const InterruptGuard& guard, Request request, 
         std::fflush(stdout);
       });
   while (future.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) {
-    if (guard.interrupted()) engine.cancel(*id);
+    if (guard.interrupted() || std::ferror(stdout) != 0) engine.cancel(*id);
   }
   Result result = future.get();
   if (stream && result.error.empty()) {
