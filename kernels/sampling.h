@@ -42,7 +42,7 @@ struct TokenCount {
 // One row of logits to draw from.
 struct SampleRow {
   const SamplingParams* params = nullptr;
-  uint64_t index = 0;  // position of the new token in the output: the random counter
+  uint64_t index = 0;  // place of the new token in its sequence: the random counter
   std::span<const TokenCount> counts;
   std::span<const int32_t> banned;  // EOS before min_tokens, for instance
   // Row of the previous draw whose token is not yet in `counts`: a device that draws ahead of the

@@ -73,8 +73,28 @@ configure() {
   fi
 }
 
+# Ninja's lines as one line that counts up on a terminal; what the compiler says as it is.
+show_build() {
+  local line counting=
+  while IFS= read -r line; do
+    case "$line" in
+      "[0/"* | "ninja: no work to do.") ;;
+      "["*/*"] "*)
+        [ -t 2 ] || continue
+        printf '\rbuilding %s]' "${line%%]*}" >&2
+        counting=1
+        ;;
+      *)
+        printf '%s%s\n' "${counting:+$'\n'}" "$line" >&2
+        counting=
+        ;;
+    esac
+  done
+  [ -z "$counting" ] || echo >&2
+}
+
 build() {  # TARGET
-  cmake --build --preset release -j "$(nproc)" --target "$1" >&2
+  cmake --build --preset release -j "$(nproc)" --target "$1" 2>&1 | show_build
 }
 
 if command -v apt-get >/dev/null && command -v dpkg-query >/dev/null; then

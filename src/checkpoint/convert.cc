@@ -155,15 +155,9 @@ std::map<std::string, std::string> file_metadata(const HfFolder& source, DType t
 
 // Writing into the source folder is fine as long as it stays the same Hugging Face folder.
 void check_destination(const fs::path& source, const fs::path& destination, bool force) {
+  check_writable(destination);
   std::error_code error;
-  if (fs::is_directory(destination, error)) {
-    throw Error("{}: a folder, expected the name of a file to write", destination.string());
-  }
   const fs::path folder = destination.has_parent_path() ? destination.parent_path() : ".";
-  if (!fs::is_directory(folder, error)) {
-    throw Error("{}: cannot be written: there is no folder {}", destination.string(),
-                folder.string());
-  }
   const std::string name = destination.filename().string();
   if (fs::equivalent(source, folder, error)) {
     const bool weights = name == "model.safetensors" || name == "model.safetensors.index.json";

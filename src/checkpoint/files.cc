@@ -45,6 +45,20 @@ void drop_pages(const void* data, size_t bytes) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
+void check_writable(const std::filesystem::path& file) {
+  std::error_code error;
+  if (std::filesystem::is_directory(file, error)) {
+    throw Error("{}: a folder, expected the name of a file to write", file.string());
+  }
+  const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
+  if (!std::filesystem::is_directory(folder, error)) {
+    throw Error("{}: cannot be written: there is no folder {}", file.string(), folder.string());
+  }
+  if (::access(folder.c_str(), W_OK) != 0) {
+    throw Error("{}: cannot be written: {}", file.string(), std::strerror(errno));
+  }
+}
+
 std::string read_file(const std::filesystem::path& path, size_t limit) {
   const FileMapping mapping = map_file(path);
   if (mapping.bytes.size() > limit) {

@@ -22,6 +22,10 @@ FileMapping map_file(const std::filesystem::path& path);
 // needed for now, so they stop counting as resident. They may be read again.
 void drop_pages(const void* data, size_t bytes);
 
+// Throws gsa::Error where a file of this name could not be written: it is a folder, or its folder
+// is missing or not writable. For an early word; the writing may still fail.
+void check_writable(const std::filesystem::path& file);
+
 // The whole of a small file; throws gsa::Error as map_file, and where it is larger than `limit`.
 std::string read_file(const std::filesystem::path& path, size_t limit);
 

@@ -146,7 +146,8 @@ std::vector<std::unique_ptr<Task>> Engine::take_expired(Clock::time_point now) {
   for (auto it = tasks_.begin(); it != tasks_.end();) {
     Task& task = *it->second;
     const bool late = task.request.deadline && *task.request.deadline <= now;
-    if (!task.cancelled && !late) {
+    const bool stopping = late || task.cancelled;
+    if (!stopping || task.end_for_snapshot(late)) {
       ++it;
       continue;
     }

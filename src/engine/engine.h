@@ -71,8 +71,8 @@ class Engine {
   // The same for callers that wait: throws gsa::Error instead of returning nothing.
   std::future<Result> submit(Request request);
 
-  // Ends a request at the next step boundary; its result has what was generated. Unknown ids are
-  // ignored.
+  // Ends a request at the next step boundary; its result has what was generated, and the snapshots
+  // of what was, if it asked for them. Unknown ids are ignored.
   void cancel(RequestId id);
 
   // Waits until every request submitted so far is done.

@@ -6,7 +6,11 @@ namespace gsa {
 
 Sampler::Sampler(const SamplingParams& params, std::span<const int32_t> context, int64_t window,
                  std::vector<int32_t> banned, int64_t min_tokens)
-    : params_(params), window_(window), banned_(std::move(banned)), min_tokens_(min_tokens) {
+    : params_(params),
+      first_(context.size()),
+      window_(window),
+      banned_(std::move(banned)),
+      min_tokens_(min_tokens) {
   if (!penalizes()) return;
   for (int32_t token : context) push_context(token);
 }
@@ -17,7 +21,7 @@ bool Sampler::penalizes() const {
 }
 
 SampleRow Sampler::row() const {
-  SampleRow row{.params = &params_, .index = drawn_, .counts = counts_, .banned = {}};
+  SampleRow row{.params = &params_, .index = first_ + drawn_, .counts = counts_, .banned = {}};
   if (static_cast<int64_t>(drawn_) < min_tokens_) row.banned = banned_;
   return row;
 }

@@ -16,7 +16,8 @@ class Sampler {
  public:
   // `context` are the tokens before the first drawn one. `window`: how many of the latest tokens
   // the repetition penalty looks back at, -1 for all. `banned` are not drawn among the first
-  // `min_tokens`.
+  // `min_tokens`. A token is drawn by the random number of its place in the whole sequence, so that
+  // a run which goes on from a saved state draws as one that never stopped.
   Sampler(const SamplingParams& params, std::span<const int32_t> context, int64_t window,
           std::vector<int32_t> banned, int64_t min_tokens);
 
@@ -32,10 +33,11 @@ class Sampler {
   void push_context(int32_t token);
 
   SamplingParams params_;
+  uint64_t first_;  // place of the first drawn token in the whole sequence
   int64_t window_;
   std::vector<int32_t> banned_;
   int64_t min_tokens_;
-  uint64_t drawn_ = 0;
+  uint64_t drawn_ = 0;           // tokens since the context
   std::deque<int32_t> context_;  // the window, where it is bounded
   std::vector<TokenCount> counts_;
   std::unordered_map<int32_t, size_t> positions_;  // of a token in counts_

@@ -76,4 +76,14 @@ bool Task::completed() const {
                                            [](const auto& s) { return s->ended() && !s->closing; });
 }
 
+bool Task::end_for_snapshot(bool late) {
+  if (!request.keep_snapshot || sequences.empty()) return false;
+  for (const auto& sequence : sequences) {
+    if (sequence->ended()) continue;
+    sequence->end(late ? FinishReason::kDeadline : FinishReason::kCancelled);
+    sequence->closing = true;
+  }
+  return true;
+}
+
 }  // namespace gsa

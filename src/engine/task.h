@@ -70,6 +70,11 @@ struct Task {
 
   bool admitted() const { return !context.empty(); }
   bool completed() const;
+
+  // Ends what still runs of a request that was cancelled (or is late) and whose snapshots are
+  // wanted: each sequence has one step left, which takes its last token in. False where there is
+  // none to take, and the request can end at once.
+  bool end_for_snapshot(bool late);
 };
 
 }  // namespace gsa

@@ -57,6 +57,9 @@ Snapshot load_snapshot(const std::filesystem::path& path, const GsaConfig& confi
   }
   const TensorView& tokens = file.tensor("tokens");
   const int64_t T = tokens.rank == 1 ? tokens.shape[0] : 0;
+  if (tokens.elements() == 0) {
+    throw Error("{}: holds no tokens, expected at least one", file.name());
+  }
   Snapshot snapshot;
   for (const SafetensorsWriter::Entry& entry : entries(config, T)) {
     const TensorView& tensor = file.tensor(entry.name);

@@ -18,14 +18,28 @@ struct ConvertFlags {
   bool force = false;
 };
 
-void show_progress(int64_t done, int64_t total) {
-  constexpr int kWidth = 40;
-  const int filled = static_cast<int>(done * kWidth / total);
-  std::fprintf(stderr, "\r[%s%s] %3d%%  %.2f of %.2f GB", std::string(filled, '#').c_str(),
-               std::string(kWidth - filled, ' ').c_str(), static_cast<int>(done * 100 / total),
-               done / 1e9, total / 1e9);
-  if (done == total) std::fputc('\n', stderr);
-}
+// A line on the terminal, ended whatever ends the conversion.
+class ProgressBar {
+ public:
+  ~ProgressBar() {
+    if (shown_ >= 0) std::fputc('\n', stderr);
+  }
+
+  void show(int64_t done, int64_t total) {
+    const int64_t percent = total > 0 ? done * 100 / total : 100;
+    if (!terminal_ || percent == shown_) return;
+    shown_ = percent;
+    constexpr int64_t kWidth = 40;
+    const int64_t filled = percent * kWidth / 100;
+    std::fprintf(stderr, "\r[%s%s] %3d%%  %.2f of %.2f GB", std::string(filled, '#').c_str(),
+                 std::string(kWidth - filled, ' ').c_str(), static_cast<int>(percent), done / 1e9,
+                 total / 1e9);
+  }
+
+ private:
+  bool terminal_ = isatty(STDERR_FILENO) != 0;
+  int64_t shown_ = -1;
+};
 
 int run_convert(const ConvertFlags& flags) {
   ConvertOptions options;
@@ -34,14 +48,10 @@ int run_convert(const ConvertFlags& flags) {
   if (flags.type == "f16") options.type = DType::kF16;
   if (flags.type == "bf16") options.type = DType::kBF16;
   const InterruptGuard guard;
-  const bool terminal = isatty(STDERR_FILENO) != 0;
-  int64_t shown = -1;
+  ProgressBar bar;
   options.progress = [&](int64_t done, int64_t total) {
     if (guard.interrupted()) throw Error("interrupted; nothing was written");
-    const int64_t percent = total > 0 ? done * 100 / total : 100;
-    if (!terminal || percent == shown) return;
-    shown = percent;
-    show_progress(done, total);
+    bar.show(done, total);
   };
   convert(flags.source, flags.destination, options);
   return 0;

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "checkpoint/files.h"
 #include "engine/engine.h"
 #include "kernels/error.h"
 #include "tools/gsa/commands.h"
@@ -49,24 +50,31 @@ void log_speed(const Result& result) {
                 decoded > 0 ? decoded / decode.count() : 0.0);
 }
 
-Result run_to_end(Engine& engine, Request request, bool stream) {
-  const InterruptGuard guard;
+Result run_to_end(Engine& engine, const InterruptGuard& guard, Request request, bool stream) {
   std::promise<Result> promise;
   std::future<Result> future = promise.get_future();
+  size_t shown = 0;
   const auto id = engine.submit(
       std::move(request), [&](Result&& result) { promise.set_value(std::move(result)); },
       [&](const Delta& delta) {
         if (!stream) return;
-        std::fwrite(delta.text.data(), 1, delta.text.size(), stdout);
+        shown += std::fwrite(delta.text.data(), 1, delta.text.size(), stdout);
         std::fflush(stdout);
       });
   while (future.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) {
-    if (guard.interrupted()) engine.cancel(*id);
+    if (guard.interrupted() || std::ferror(stdout) != 0) engine.cancel(*id);
   }
-  return future.get();
+  Result result = future.get();
+  if (stream && result.error.empty()) {
+    // An interrupt comes between tokens: text that was held back as a beginning of a stop string.
+    const std::string& text = result.completions[0].text;
+    std::fwrite(text.data() + shown, 1, text.size() - shown, stdout);
+  }
+  return result;
 }
 
 int run_generate(const GenerateFlags& flags) {
+  if (!flags.save_state.empty()) check_writable(flags.save_state);
   const auto model = load_model(flags.run.model);
   Request request = make_request(flags.sampling);
   const std::string text = flags.file.empty() ? flags.prompt : read_text(flags.file);
@@ -80,9 +88,10 @@ int run_generate(const GenerateFlags& flags) {
   Engine engine(model, {.device = flags.run.device, .threads = flags.run.threads, .states = 1});
   spdlog::debug("{}: {} on {}; seed {}", flags.run.model, model->type,
                 engine.backend().description(), seed);
+  const InterruptGuard guard;  // to the end: a state is saved whole
   if (flags.echo && !flags.json) std::fwrite(text.data(), 1, text.size(), stdout);
   const std::vector<int32_t> prompt = request.prompt;
-  Result result = run_to_end(engine, std::move(request), !flags.json);
+  Result result = run_to_end(engine, guard, std::move(request), !flags.json);
   if (!result.error.empty()) throw Error("{}", result.error);
   Completion& completion = result.completions[0];
   if (flags.json) {
@@ -105,7 +114,7 @@ int run_generate(const GenerateFlags& flags) {
   if (completion.snapshot) {
     save_snapshot(*completion.snapshot, model->config, model->identity, flags.save_state);
   } else if (!flags.save_state.empty()) {
-    throw Error("--save-state {}: the run was interrupted before its end; nothing was saved",
+    throw Error("--save-state {}: interrupted before the end of the prompt; nothing was saved",
                 flags.save_state);
   }
   log_speed(result);

@@ -2,7 +2,9 @@
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 
 #include "kernels/error.h"
@@ -26,7 +28,6 @@ int main(int argc, char** argv) {
 
   CLI::App program("Runs Gated Slot Attention language models.", "gsa");
   program.set_version_flag("--version", "gsa " GSA_VERSION);
-  program.require_subcommand(1);
   gsa::Action action;
   gsa::add_convert(program, action);
   gsa::add_inspect(program, action);
@@ -42,8 +43,11 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return fail(kWrongUsage, (std::string(error.what()) + " (see --help)").c_str());
   }
+  if (!action) return fail(kWrongUsage, "a command is required, such as generate (see --help)");
   try {
-    return action();
+    const int status = action();
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return status;
+    throw gsa::Error("standard output cannot be written: {}", std::strerror(errno));
   } catch (const std::bad_alloc&) {
     return fail(kFailed, "out of memory");
   } catch (const std::exception& error) {

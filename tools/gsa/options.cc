@@ -4,7 +4,9 @@
 
 #include <cerrno>
 #include <charconv>
+#include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -14,6 +16,22 @@
 #include "kernels/error.h"
 
 namespace gsa {
+namespace {
+
+// A finite number >= 0, or > 0.
+CLI::Validator number_from_zero(bool zero_too) {
+  const char* what = zero_too ? "a number of at least 0" : "a number above 0";
+  return CLI::Validator(
+      [=](const std::string& text) {
+        double value = 0;
+        const bool number = CLI::detail::lexical_cast(text, value) && std::isfinite(value);
+        if (number && (value > 0 || (zero_too && value == 0))) return std::string();
+        return fmt::format("expected {}, found {}", what, text);
+      },
+      zero_too ? "FLOAT >= 0" : "FLOAT > 0");
+}
+
+}  // namespace
 
 void add_run_flags(CLI::App& command, RunFlags& flags) {
   command.add_option("-m,--model", flags.model, "A checkpoint made by `gsa convert`")->required();
@@ -32,7 +50,7 @@ void add_state_flags(CLI::App& command, StateFlags& flags) {
       command.add_option("--states", flags.states, "Sequences that run at the same time")
           ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   command.add_option("--memory", flags.memory_gib, "The same as GiB of memory for their states")
-      ->check(CLI::PositiveNumber)
+      ->check(number_from_zero(false))
       ->excludes(states);
 }
 
@@ -46,7 +64,7 @@ void add_sampling_flags(CLI::App& command, SamplingFlags& f) {
   option("--min-tokens", f.min_tokens, "No end of text before")
       ->check(CLI::Range(int64_t{0}, kMany));
   option("--temp", f.temperature, "Temperature; 0: always the likeliest token")
-      ->check(CLI::NonNegativeNumber);
+      ->check(number_from_zero(true));
   option("--top-k", f.top_k, "Only the K likeliest tokens; 0: off")
       ->check(CLI::Range(int64_t{0}, kMany));
   option("--top-p", f.top_p, "Only the likeliest tokens that hold this probability; 1: off")
@@ -55,7 +73,7 @@ void add_sampling_flags(CLI::App& command, SamplingFlags& f) {
       ->check(CLI::Range(0.0, 1.0));
   option("--typical", f.typical_p, "Locally typical sampling; 1: off")->check(CLI::Range(0.0, 1.0));
   option("--repeat-penalty", f.repeat_penalty, "Penalty of repeated tokens; 1: off")
-      ->check(CLI::PositiveNumber);
+      ->check(number_from_zero(false));
   option("--repeat-last-n", f.repeat_last_n, "Tokens the repeat penalty looks back at; -1: all")
       ->check(CLI::Range(int64_t{-1}, kMany));
   option("--presence-penalty", f.presence_penalty, "Taken off the logit of generated tokens");
@@ -112,6 +130,10 @@ Request make_request(const SamplingFlags& f) {
 
 std::string read_text(const std::string& path) {
   if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
+  std::error_code none;
+  if (std::filesystem::is_directory(path, none)) {
+    throw Error("{}: a folder, expected a file of text", path);
+  }
   std::ifstream file(path, std::ios::binary);
   std::string text{std::istreambuf_iterator<char>(file), {}};
   if (!file) throw Error("{}: cannot be read: {}", path, std::strerror(errno));

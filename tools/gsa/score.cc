@@ -9,6 +9,7 @@
 #include "kernels/error.h"
 #include "model/walk.h"
 #include "tools/gsa/commands.h"
+#include "tools/gsa/interrupt.h"
 #include "tools/gsa/result_json.h"
 #include "tools/gsa/scoring.h"
 
@@ -43,6 +44,7 @@ std::vector<SampleResult> score(Scoring& scoring, const std::vector<int32_t>& to
                                 const std::string& dump) {
   const GsaConfig& config = scoring.model().config;
   const int64_t T = static_cast<int64_t>(tokens.size());
+  const InterruptGuard guard;
   std::unique_ptr<SafetensorsWriter> writer;
   if (!dump.empty()) {
     writer = std::make_unique<SafetensorsWriter>(dump, dump_entries(config, T),
@@ -53,6 +55,7 @@ std::vector<SampleResult> score(Scoring& scoring, const std::vector<int32_t>& to
   const StateHandle state = *scoring.states().acquire();
   walk(scoring.gsa_model(), scoring.states(), state, tokens,
        [&](int64_t first, const TensorView& logits) {
+         if (guard.interrupted()) throw Error("interrupted; nothing was written");
          const int64_t scored = std::min(logits.shape[0], T - 1 - first);
          results.resize(first + scored);
          scoring.backend().score(logits.rows(0, scored),
