@@ -2,7 +2,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <pty.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <map>
 #include <thread>
@@ -251,6 +254,36 @@ TEST_F(GsaBatch, StopsAtCtrlCAndGoesOnWhereItStopped) {
   }
   EXPECT_EQ(run(command()).status, 0);
   EXPECT_EQ(results().size(), 60u);
+}
+
+TEST_F(GsaBatch, DrawsItsProgressOnATerminalAlone) {
+  std::string lines;
+  for (int i = 0; i < 200; ++i) lines += request(i, 16);
+  write_bytes(folder_ / "in", lines);
+  std::vector<std::string> arguments = command();
+  arguments.insert(arguments.begin(), GSA_PROGRAM);
+  std::vector<char*> argv;
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  argv.push_back(nullptr);
+  int terminal = -1;
+  const pid_t child = forkpty(&terminal, nullptr, nullptr, nullptr);
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    execv(GSA_PROGRAM, argv.data());
+    _exit(127);
+  }
+  std::string shown;
+  char buffer[4096];
+  for (ssize_t n; (n = read(terminal, buffer, sizeof(buffer))) > 0;) shown.append(buffer, n);
+  close(terminal);
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  EXPECT_THAT(shown,
+              testing::ContainsRegex("[0-9]+ of 200 requests, [0-9]+ tokens/s, [0-9]+ s left"));
+  EXPECT_THAT(shown, HasSubstr("200 requests done, 0 failed"));
+  write_bytes(folder_ / "in", request(1, 30));
+  EXPECT_THAT(run(command("other")).err, testing::Not(HasSubstr("left")));
 }
 
 TEST_F(GsaBatch, LeavesAFileAloneThatHoldsSomethingElse) {
