@@ -1,8 +1,7 @@
 #include "kernels/sampling.h"
 
-#include "kernels/philox.h"
-
 #include "kernels/error.h"
+#include "kernels/philox.h"
 
 namespace gsa {
 
