@@ -29,7 +29,7 @@ struct SamplingParams {
   double frequency_penalty = 0;
   uint64_t seed = 0;
   int32_t logprobs = 0;  // how many of the most likely tokens to report
-  std::vector<LogitBias> logit_bias;
+  std::vector<LogitBias> logit_bias{};
 };
 
 // How often a token occurs in what the penalties look at; a token stands once in a row's list.
@@ -43,8 +43,8 @@ struct TokenCount {
 struct SampleRow {
   const SamplingParams* params = nullptr;
   uint64_t index = 0;  // place of the new token in its sequence: the random counter
-  std::span<const TokenCount> counts;
-  std::span<const int32_t> banned;  // EOS before min_tokens, for instance
+  std::span<const TokenCount> counts{};
+  std::span<const int32_t> banned{};  // EOS before min_tokens, for instance
   // Row of the previous draw whose token is not yet in `counts`: a device that draws ahead of the
   // host counts it once more, in context and output. Always -1 on the CPU.
   int32_t pending_row = -1;

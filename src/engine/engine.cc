@@ -61,6 +61,7 @@ Engine::Engine(std::shared_ptr<const LoadedModel> model, const EngineOptions& op
 Engine::~Engine() {
   {
     const std::lock_guard lock(mutex_);
+    accepting_ = false;
     stopping_ = true;
     for (auto& [id, task] : tasks_) task->cancelled = true;
   }
@@ -77,7 +78,7 @@ std::optional<RequestId> Engine::submit(Request request, ResultCallback on_resul
   task->on_delta = std::move(on_delta);
   task->result.submitted = Clock::now();
   const std::lock_guard lock(mutex_);
-  if (stopping_) return std::nullopt;
+  if (!accepting_) return std::nullopt;
   const RequestId id = next_id_;
   if (!scheduler_.submit(id, task->request.priority, task->request.n)) return std::nullopt;
   ++next_id_;
@@ -92,6 +93,7 @@ std::future<Result> Engine::submit(Request request) {
   auto promise = std::make_shared<std::promise<Result>>();
   std::future<Result> future = promise->get_future();
   if (!submit(std::move(request), [promise](Result&& r) { promise->set_value(std::move(r)); })) {
+    if (!accepting()) throw Error("the engine takes no more requests");
     throw Error("the engine's queue of {} requests is full", scheduling_.queue_limit);
   }
   return future;
@@ -102,9 +104,24 @@ void Engine::cancel(RequestId id) {
   if (const auto it = tasks_.find(id); it != tasks_.end()) it->second->cancelled = true;
 }
 
+void Engine::stop_accepting() {
+  const std::lock_guard lock(mutex_);
+  accepting_ = false;
+}
+
+bool Engine::accepting() const {
+  const std::lock_guard lock(mutex_);
+  return accepting_;
+}
+
 void Engine::drain() {
   std::unique_lock lock(mutex_);
   idle_.wait(lock, [this] { return unfinished_ == 0; });
+}
+
+bool Engine::drain_for(Clock::duration limit) {
+  std::unique_lock lock(mutex_);
+  return idle_.wait_for(lock, limit, [this] { return unfinished_ == 0; });
 }
 
 EngineStats Engine::stats() const {
@@ -132,7 +149,7 @@ void Engine::step() {
   if (!plan.empty()) {
     try {
       run(plan);
-    } catch (const Error& error) {
+    } catch (const std::exception& error) {
       fail_running(error.what());
     }
   }
@@ -171,7 +188,15 @@ Scheduler::Plan Engine::schedule() {
       admitted.push_back(tasks_.at(id).get());
     }
   }
-  for (Task* task : admitted) begin(*task);
+  std::erase_if(admitted, [this](Task* task) {
+    try {
+      begin(*task);
+      return false;
+    } catch (const std::exception& error) {
+      fail(task->id, error.what());
+      return true;
+    }
+  });
   const std::lock_guard lock(mutex_);
   for (const Task* task : admitted) {
     const int64_t left = static_cast<int64_t>(task->context.size()) - task->fed;
@@ -225,6 +250,7 @@ void Engine::run(const Scheduler::Plan& plan) {
     batch_.add(owner.states[0], tokens.subspan(owner.fed, chunk.count), wanted);
     prefill.push_back({&owner, chunk, wanted});
   }
+  if (batch_.tokens.empty()) return;  // what was to decode had ended with its first token
   const TensorView logits = gsa_model_.forward(batch_, states_);
   int64_t row = static_cast<int64_t>(decoding.size());
   decode_done(decoding, logits.rows(0, row));
@@ -309,7 +335,8 @@ void Engine::accept(Task& task, Sequence& sequence, SampleResult result) {
   const std::string text = sequence.accept(std::move(result));
   if (task.on_delta) task.on_delta({sequence.index(), token, text});
   if (!sequence.ended()) return;
-  if (task.request.keep_snapshot) {
+  const bool cached = task.request.cache_turn && cache_.enabled() && !task.request.from;
+  if (task.request.keep_snapshot || cached) {
     sequence.closing = true;  // one more step takes its last token in
   } else {
     sequence.state.reset();
@@ -320,8 +347,9 @@ void Engine::accept(Task& task, Sequence& sequence, SampleResult result) {
 void Engine::close(const Task& task, Sequence& sequence, const TensorView& logits) {
   std::vector<int32_t> tokens = task.context;
   tokens.insert(tokens.end(), sequence.completion.tokens.begin(), sequence.completion.tokens.end());
-  sequence.completion.snapshot = take_snapshot(sequence.state, tokens, logits);
-  if (cache_.enabled() && !task.request.from) cache_.insert(sequence.completion.snapshot);
+  std::shared_ptr<const Snapshot> snapshot = take_snapshot(sequence.state, tokens, logits);
+  if (task.request.keep_snapshot) sequence.completion.snapshot = snapshot;
+  if (cache_.enabled() && !task.request.from) cache_.insert(std::move(snapshot));
   sequence.closing = false;
   sequence.state.reset();
 }
@@ -369,27 +397,30 @@ void Engine::finish(std::unique_ptr<Task> task) {
 
 // A step failed: every admitted request ends with the message; the waiting ones go on.
 void Engine::fail_running(const std::string& message) {
-  std::vector<std::unique_ptr<Task>> failed;
+  std::vector<RequestId> running;
   {
     const std::lock_guard lock(mutex_);
-    for (auto it = tasks_.begin(); it != tasks_.end();) {
-      Task& task = *it->second;
-      if (!task.admitted()) {
-        ++it;
-        continue;
-      }
-      task.result.error = message;
-      if (task.sequences.empty()) task.result.completions.resize(task.request.n);
-      for (auto& sequence : task.sequences) {
-        sequence->end(FinishReason::kError);
-        sequence->completion.finish_reason = FinishReason::kError;
-      }
-      scheduler_.remove(it->first);
-      failed.push_back(std::move(it->second));
-      it = tasks_.erase(it);
+    for (const auto& [id, task] : tasks_) {
+      if (task->admitted()) running.push_back(id);
     }
   }
-  for (std::unique_ptr<Task>& task : failed) finish(std::move(task));
+  for (RequestId id : running) fail(id, message);
+}
+
+void Engine::fail(RequestId id, const std::string& message) {
+  std::unique_ptr<Task> task;
+  {
+    const std::lock_guard lock(mutex_);
+    scheduler_.remove(id);
+    task = std::move(tasks_.extract(id).mapped());
+  }
+  task->result.error = message;
+  if (task->sequences.empty()) task->result.completions.resize(task->request.n);
+  for (auto& sequence : task->sequences) {
+    sequence->end(FinishReason::kError);
+    sequence->completion.finish_reason = FinishReason::kError;
+  }
+  finish(std::move(task));
 }
 
 Task& Engine::task(RequestId id) const {

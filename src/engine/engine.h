@@ -46,15 +46,22 @@ struct Task;
 
 // Runs requests on one model with continuous batching, on a thread of its own.
 //
-// submit(), cancel(), stats() and drain() may be called from any thread, callbacks included
-// (drain() not from callbacks). Callbacks run on the engine's thread. A request's tokens depend on
-// the request alone, not on what else is in the batch, when it came or how many threads there are.
+// Every function may be called from any thread, and from callbacks except where it says so.
+// Callbacks run on the engine's thread. A request's tokens depend on the request alone, not on what
+// else is in the batch, when it came or how many threads there are.
+//
+// Fork and rewind. A request with keep_snapshot hands back the state after its last token; a later
+// request goes on from it (Request::from) without reading the text again. The same snapshot may be
+// given any number of times: to several requests at once (a fork), or again after others have gone
+// on from it (a rewind, an undo). Both are exact. A request with n > 1 forks inside the engine,
+// after its prompt: each completion takes a state of its own.
 class Engine {
  public:
   // Throws gsa::Error where the device is absent or the states do not fit, with the figures.
   Engine(std::shared_ptr<const LoadedModel> model, const EngineOptions& options);
 
-  // Cancels what is left.
+  // Cancels what is left and waits for the callbacks. For a graceful end call stop_accepting() and
+  // drain() before. Not from a callback.
   ~Engine();
 
   const LoadedModel& model() const { return *model_; }
@@ -62,9 +69,9 @@ class Engine {
   int64_t capacity() const { return states_.capacity(); }
   int64_t weight_bytes() const { return gsa_model_.weight_bytes(); }
 
-  // Queues a request. `on_result` is called exactly once for every id that is returned. Nothing is
-  // returned when the queue is full or the engine is stopping. Throws RequestError for a request
-  // that could never run.
+  // Queues a request and returns at once. `on_result` is called exactly once for every id that is
+  // returned, possibly before this returns. Nothing is returned when the queue is full, or after
+  // stop_accepting(). Throws RequestError for a request that could never run.
   std::optional<RequestId> submit(Request request, ResultCallback on_result,
                                   DeltaCallback on_delta = nullptr);
 
@@ -75,8 +82,14 @@ class Engine {
   // of what was, if it asked for them. Unknown ids are ignored.
   void cancel(RequestId id);
 
-  // Waits until every request submitted so far is done.
+  // From now on no request is taken; those that wait or run go on to their end.
+  void stop_accepting();
+  bool accepting() const;
+
+  // Waits until no request waits or runs and every result is delivered. Not from a callback.
   void drain();
+  // The same for at most this long; false if requests are left then.
+  bool drain_for(std::chrono::steady_clock::duration limit);
 
   EngineStats stats() const;
 
@@ -111,6 +124,7 @@ class Engine {
   void finish_completed();
   void finish(std::unique_ptr<Task> task);
   void fail_running(const std::string& message);
+  void fail(RequestId id, const std::string& message);
   Task& task(RequestId id) const;
 
   std::shared_ptr<const LoadedModel> model_;
@@ -130,6 +144,7 @@ class Engine {
   RequestId next_id_ = 1;
   int64_t unfinished_ = 0;  // results not delivered yet
   EngineStats stats_;
+  bool accepting_ = true;
   bool stopping_ = false;
   std::thread thread_;
 };

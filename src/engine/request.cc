@@ -26,6 +26,14 @@ void require(bool good, const char* field, const std::string& expected) {
   if (!good) throw RequestError(field, fmt::format("{}: expected {}", field, expected));
 }
 
+void require_tokens(const std::vector<int32_t>& tokens, const char* field,
+                    const GsaConfig& config) {
+  for (int32_t token : tokens) {
+    if (token >= 0 && token < config.vocab_size) continue;
+    require(false, field, fmt::format("token ids below {}, found {}", config.vocab_size, token));
+  }
+}
+
 }  // namespace
 
 void check_request(const Request& request, const GsaConfig& config, int64_t capacity) {
@@ -51,10 +59,13 @@ void check_request(const Request& request, const GsaConfig& config, int64_t capa
   require(request.n >= 1 && request.n <= capacity, "n",
           fmt::format("a whole number from 1 to {}, the states of this engine", capacity));
   require(!request.prompt.empty() || request.from != nullptr, "prompt", "at least one token");
-  for (int32_t token : request.prompt) {
-    require(token >= 0 && token < config.vocab_size, "prompt",
-            fmt::format("token ids below {}, found {}", config.vocab_size, token));
-  }
+  require_tokens(request.prompt, "prompt", config);
+  if (request.from == nullptr) return;
+  const Snapshot& from = *request.from;
+  require(static_cast<int64_t>(from.state.size() * sizeof(float)) == config.state_bytes() &&
+              static_cast<int64_t>(from.logits.size()) == config.vocab_size && !from.tokens.empty(),
+          "from", "a snapshot of this model, of at least one token");
+  require_tokens(from.tokens, "from", config);
 }
 
 }  // namespace gsa

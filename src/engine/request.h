@@ -19,25 +19,30 @@ namespace gsa {
 // What a user asks for. Token ids are used as they are: text is encoded by the caller
 // (Engine::tokenizer()).
 struct Request {
-  std::vector<int32_t> prompt;
+  std::vector<int32_t> prompt{};
   // The state to go on from; the prompt follows its tokens. With an empty prompt the text goes on
-  // where the snapshot stopped.
-  std::shared_ptr<const Snapshot> from;
+  // where the snapshot stopped. Such a request neither reads nor fills the prefix cache, since what
+  // a snapshot holds is its owner's word.
+  std::shared_ptr<const Snapshot> from{};
 
-  SamplingParams sampling;
+  SamplingParams sampling{};
   int64_t repeat_last_n = -1;  // tokens that the repetition penalty looks back at; -1: all
   int64_t max_tokens = 128;    // of each completion
   int64_t min_tokens = 0;      // EOS and stop tokens are not drawn before
-  std::vector<std::string> stop;
-  std::vector<int32_t> stop_token_ids;
+  std::vector<std::string> stop{};
+  std::vector<int32_t> stop_token_ids{};
   bool ignore_eos = false;
   int32_t n = 1;  // completions; the k-th draws with seed + k
 
   int32_t priority = 0;  // higher goes first
-  std::optional<std::chrono::steady_clock::time_point> deadline;
+  std::optional<std::chrono::steady_clock::time_point> deadline{};
 
   bool prompt_logprobs = false;  // of every prompt token but the first
-  bool keep_snapshot = false;    // Completion::snapshot is filled
+  // Completion::snapshot is filled, for completions that end by themselves (kStop, kLength).
+  bool keep_snapshot = false;
+  // The prefix cache keeps the end of the answer too: for a conversation, whose next prompt begins
+  // with all that was said. Costs one more step, as keep_snapshot does.
+  bool cache_turn = false;
 };
 
 // A request that could never run; `param` is the field to blame, by its name in OpenAI's API.
@@ -63,8 +68,8 @@ struct Completion {
   std::vector<int32_t> tokens;  // as drawn, the stop token included
   std::string text;             // without stop strings and control tokens
   FinishReason finish_reason = FinishReason::kError;
-  std::vector<SampleResult> logprobs;  // one per token, if asked for
-  std::shared_ptr<const Snapshot> snapshot;
+  std::vector<SampleResult> logprobs;        // one per token, if asked for
+  std::shared_ptr<const Snapshot> snapshot;  // that has taken in all tokens
 };
 
 struct Result {
@@ -77,7 +82,9 @@ struct Result {
   std::chrono::steady_clock::time_point submitted, started, first_token, finished;
 };
 
-// A piece of a completion as it comes. `text` may be empty.
+// A piece of a completion as it comes. `text` may be empty. The pieces add up to Completion::text,
+// but for a request that is cancelled or late: what was held back then, because it could have
+// become a stop string, is in the result alone.
 struct Delta {
   int32_t completion = 0;
   int32_t token = 0;

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <unordered_set>
 
 #include "engine/engine.h"
 #include "kernels/error.h"
@@ -122,11 +123,13 @@ class Progress {
   int64_t prompt_tokens_ = 0, cached_tokens_ = 0, output_tokens_ = 0;
 };
 
+bool blank(const std::string& line) { return line.find_first_not_of(" \t\r") == line.npos; }
+
 int64_t count_lines(const std::string& path) {
   std::ifstream in(path);
   if (!in) throw Error("{}: cannot be read: {}", path, std::strerror(errno));
   int64_t lines = 0;
-  for (std::string line; std::getline(in, line);) lines += !line.empty();
+  for (std::string line; std::getline(in, line);) lines += !blank(line);
   return lines;
 }
 
@@ -145,15 +148,15 @@ class BatchRun {
     const InterruptGuard guard;
     std::ifstream in(input_);
     int64_t number = 0;
-    for (std::string line; !guard.interrupted() && std::getline(in, line);) {
+    for (std::string line; !guard.interrupted() && !failed() && std::getline(in, line);) {
       ++number;
-      if (!line.empty()) take_line(line, number, guard);
+      if (!blank(line)) take_line(line, number, guard);
     }
     if (guard.interrupted()) {
       const std::lock_guard lock(mutex_);
       interrupted_ = true;
     }
-    wait_until([this] { return running_ == 0 || interrupted_; }, guard);
+    wait_until([this] { return running_ == 0 || interrupted_ || !failure_.empty(); }, guard);
     const std::lock_guard lock(mutex_);
     progress_.summarize();
     if (!failure_.empty()) throw Error("{}", failure_);
@@ -162,18 +165,23 @@ class BatchRun {
 
  private:
   void take_line(const std::string& text, int64_t number, const InterruptGuard& guard) {
-    Json line = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+    const Json line = Json::parse(text, nullptr, /*allow_exceptions=*/false);
     Json key = {{"line", number}};
+    bool repeated = false;
     if (!line.is_discarded()) {
-      key = {{"id", line.is_object() && line.contains("id") ? line["id"] : Json(number)}};
+      const bool named = line.is_object() && line.contains("id") && !line["id"].is_null();
+      const Json by_id = {{"id", named ? line["id"] : Json(number)}};
+      repeated = !ids_.insert(BatchOutput::key_of(by_id)).second;
+      if (!repeated) key = by_id;
     }
-    if (output_.claim_finished(BatchOutput::key_of(key))) {
+    if (output_.was_finished(BatchOutput::key_of(key))) {
       const std::lock_guard lock(mutex_);
       progress_.skip();
       return;
     }
     try {
       if (line.is_discarded()) throw RequestError("", "the line is no JSON");
+      if (repeated) throw RequestError("id", "id: an earlier line has the same");
       submit(key["id"], parse_batch_request(line, tokenizer_), guard);
     } catch (const RequestError& error) {
       key["error"] = error_json(error.what(), error.param());
@@ -202,6 +210,11 @@ class BatchRun {
       --running_;
       throw;
     }
+  }
+
+  bool failed() {
+    const std::lock_guard lock(mutex_);
+    return !failure_.empty();
   }
 
   // On the engine's thread.
@@ -240,7 +253,8 @@ class BatchRun {
   const Tokenizer* tokenizer_;
   std::string input_;
   BatchOutput output_;
-  std::mutex mutex_;  // guards all below
+  std::unordered_set<std::string> ids_;  // of the lines so far, as keys
+  std::mutex mutex_;                     // guards all below
   std::condition_variable changed_;
   Progress progress_;
   int64_t running_ = 0;

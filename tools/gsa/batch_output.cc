@@ -52,19 +52,12 @@ void BatchOutput::read_finished() {
       throw Error("{}: line {} is no result of gsa batch; choose another output file", path_,
                   number);
     }
-    ++finished_[key];
+    finished_.insert(key);
     whole += static_cast<int64_t>(line.size()) + 1;
   }
   if (ftruncate(file_, whole) != 0) {
     throw Error("{}: cannot be cut to its whole lines: {}", path_, std::strerror(errno));
   }
-}
-
-bool BatchOutput::claim_finished(const std::string& key) {
-  const auto it = finished_.find(key);
-  if (it == finished_.end() || it->second == 0) return false;
-  --it->second;
-  return true;
 }
 
 void BatchOutput::append(const Json& result) {

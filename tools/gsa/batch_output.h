@@ -1,10 +1,9 @@
 #pragma once
 
-#include <cstdint>
-#include <map>
 #include <mutex>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <unordered_set>
 
 namespace gsa {
 
@@ -21,14 +20,13 @@ class BatchOutput {
   BatchOutput(const BatchOutput&) = delete;
   BatchOutput& operator=(const BatchOutput&) = delete;
 
-  // True if the file held a result for this key that was not claimed yet; claims it. Ids that
-  // occur several times have as many results.
-  bool claim_finished(const std::string& key);
+  // True if the file held a result with this key when it was opened.
+  bool was_finished(const std::string& key) const { return finished_.contains(key); }
 
   // Appends one line in one piece. Throws where the disk is full.
   void append(const nlohmann::ordered_json& result);
 
-  // What identifies a result: its id, or the number of a line that had none.
+  // What identifies a result: its id, or the number of the line where that says more.
   static std::string key_of(const nlohmann::ordered_json& result);
 
  private:
@@ -36,7 +34,7 @@ class BatchOutput {
 
   std::string path_;
   int file_ = -1;
-  std::map<std::string, int64_t> finished_;
+  std::unordered_set<std::string> finished_;
   std::mutex mutex_;
 };
 

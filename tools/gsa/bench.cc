@@ -25,10 +25,11 @@ struct BenchFlags {
   std::vector<int64_t> prompts, generations, batches, depths;
   int repetitions = 3;
   int64_t step_tokens = 512;
+  bool feed_depth = false;
 };
 
-// A state's cost depends on its size, not on what it has read: of a depth no more than this is
-// really fed, and the state then stands for all of it.
+// A state's cost depends on its size, not on what it has read. Unless --feed-depth asks for all of
+// a depth, no more than this is really fed, and the state then stands for the rest too.
 constexpr int64_t kFedDepth = 512;
 
 using Seconds = std::chrono::duration<double>;
@@ -90,10 +91,11 @@ class Bench {
   // The state after `depth` tokens (and at least one, to generate from).
   std::shared_ptr<const Snapshot> snapshot_at(int64_t depth) {
     Request feed = request(0);
-    feed.prompt = random_tokens(std::clamp<int64_t>(depth, 1, kFedDepth));
+    const int64_t fed = flags_.feed_depth ? depth : std::min(depth, kFedDepth);
+    feed.prompt = random_tokens(std::max<int64_t>(fed, 1));
     feed.keep_snapshot = true;
     Snapshot snapshot = *engine_.submit(std::move(feed)).get().completions[0].snapshot;
-    const std::vector<int32_t> rest = random_tokens(std::max<int64_t>(depth - kFedDepth, 0));
+    const std::vector<int32_t> rest = random_tokens(depth - fed);
     snapshot.tokens.insert(snapshot.tokens.end(), rest.begin(), rest.end());
     return std::make_shared<const Snapshot>(std::move(snapshot));
   }
@@ -190,6 +192,10 @@ void add_bench(CLI::App& program, Action& action) {
   list("-b,--batch", flags->batches, {1}, "Sequences at the same time")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   list("-d,--depth", flags->depths, {0}, "Tokens the sequences have behind them");
+  command->add_flag("--feed-depth", flags->feed_depth,
+                    fmt::format("Really read all tokens of a depth, not the first {} alone; the "
+                                "state has the same size and cost either way",
+                                kFedDepth));
   command->add_option("-r,--repetitions", flags->repetitions, "Repetitions of each measurement")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
