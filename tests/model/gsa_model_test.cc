@@ -256,6 +256,39 @@ TEST_P(GsaModelOn, RepeatsAStepOfTheSameShapeOnOtherStatesAndTokens) {
   }
 }
 
+TEST_P(GsaModelOn, WorksOnTheStatesThatItIsGiven) {
+  // Steps of one shape, of two models and two pools in turn on one backend.
+  const GsaConfig config = shape(2, 2, 16, 16, 16);
+  const std::vector<RandomWeights> weights = {lively_weights(config, 13),
+                                              lively_weights(config, 14)};
+  const std::vector<int32_t> tokens = random_tokens(24, config.vocab_size, 15);
+  const auto backend = this->backend();
+  StatePool pools[] = {StatePool(config, *backend, 3), StatePool(config, *backend, 3)};
+  const StepLimits limits{.tokens = 2, .segments = 2, .logit_rows = 2};
+  GsaModel models[] = {GsaModel(config, weights[0].weights, *backend, limits),
+                       GsaModel(config, weights[1].weights, *backend, limits)};
+  std::vector<float> found[2][2];
+  std::vector<StateHandle> states[2][2];
+  for (int m : {0, 1}) {
+    for (int p : {0, 1}) states[m][p].push_back(*pools[p].acquire());
+  }
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    for (int m : {0, 1}) {
+      for (int p : {0, 1}) {
+        Batch batch;
+        batch.add(states[m][p][0], std::span(tokens).subspan(t, 1), Logits::kLast);
+        const std::vector<float> row = test::download(*backend, models[m].forward(batch, pools[p]));
+        found[m][p].insert(found[m][p].end(), row.begin(), row.end());
+      }
+    }
+  }
+  for (int m : {0, 1}) {
+    Runner alone(this->backend(), config, weights[m].weights, 1);
+    const std::vector<float> expected = alone.logits(*alone.states.acquire(), tokens);
+    for (int p : {0, 1}) expect_same(device(), found[m][p], expected);
+  }
+}
+
 TEST_P(GsaModelOn, ReturnsTheLogitsThatWereAskedForInOrder) {
   const GsaConfig config = shape(2, 2, 8, 8, 8);
   const RandomWeights random = lively_weights(config, 9);

@@ -117,7 +117,7 @@ struct StepData {
   std::vector<Segment> segments;
   std::vector<int32_t> logit_rows;
 
-  Step step() const { return {tokens, segments, logit_rows}; }
+  Step step() const { return {.tokens = tokens, .segments = segments, .logit_rows = logit_rows}; }
 
   // Segments of these lengths, of the states 0, 1, ...; all tokens are 0.
   static StepData of(const std::vector<int32_t>& counts) {

@@ -111,11 +111,12 @@ inline double tolerance(const std::string& device, DType dtype, Form form) {
   return dtype == DType::kF32 ? 2e-3 : 5e-3;
 }
 
-// Issues the operations of one step.
+// One step of these operations, which a backend may replay only where step.model says that they are
+// the same again.
 template <typename Operations>
 void run_step(Backend& backend, const Step& step, Operations&& operations) {
-  backend.begin_step(step);
-  operations();
+  if (backend.begin_step(step)) operations();
+  backend.end_step();
 }
 
 }  // namespace gsa::test
