@@ -60,7 +60,7 @@ count() {  # LOG WHAT
 run_tests() {  # PROGRAM NAME FILTER [COMMAND IN FRONT...]
   local program=$1 name=$2 chosen=$3 log status passed failed skipped remark=
   shift 3
-  "$program" --gtest_list_tests --gtest_filter="$chosen" 2>/dev/null | grep -q . || return 0
+  "$program" --gtest_list_tests --gtest_filter="$chosen" | grep '^  ' >/dev/null || return 0
   log="$logs/$name.log"
   echo "== $name"
   "$@" "$program" --gtest_filter="$chosen" --gtest_color=no >"$log" 2>&1
@@ -86,8 +86,8 @@ run_bench() {
   rm -f "$logs/bench.md"
   for config in "$GSA_TEST_DATA"/models/configs/*.json; do
     echo "== bench $(basename "$config" .json)"
-    if ! "$here/bin/gsa" bench --config "$config" --device cuda -p 2048 -n 128 -b 1,8,64,256 \
-      2>"$logs/bench.err" | tee -a "$logs/bench.md"; then
+    if ! "$here/bin/gsa" bench --config "$config" --device cuda -p 2048 -n 128 \
+      -b 1,8,64,256 --step-tokens 2048 2>"$logs/bench.err" | tee -a "$logs/bench.md"; then
       bad=1
       tail -3 "$logs/bench.err"
     fi
