@@ -16,7 +16,7 @@
 #include "engine/engine.h"
 #include "model/walk.h"
 #include "tests/support/devices.h"
-#include "tests/support/engine_fixture.h"
+#include "tests/support/greedy.h"
 #include "tests/support/model_fixture.h"
 
 namespace gsa {
@@ -45,7 +45,7 @@ struct Planned {
 std::vector<Planned> plan_requests(int count) {
   Random random(21);
   std::vector<Planned> all;
-  const int64_t N = test::tale()->config.vocab_size;
+  const int64_t N = test::shipped_model()->config.vocab_size;
   for (int i = 0; i < count; ++i) {
     const int64_t length = random.chance(0.2) ? 80 + random.below(80) : 1 + random.below(30);
     Planned planned{test::greedy_request(
@@ -94,9 +94,10 @@ std::vector<Result> run_together(Engine& engine, const std::vector<Planned>& all
 
 TEST_P(EngineOn, GivesARequestTheSameTextAloneAndBesideOthers) {
   const std::vector<Planned> all = plan_requests(60);
-  Engine crowd(test::tale(), {.device = device(), .threads = 2, .states = 7, .step_tokens = 96});
+  Engine crowd(test::shipped_model(),
+               {.device = device(), .threads = 2, .states = 7, .step_tokens = 96});
   const std::vector<Result> together = run_together(crowd, all);
-  Engine engine(test::tale(), {.device = device(), .threads = 2, .states = 1});
+  Engine engine(test::shipped_model(), {.device = device(), .threads = 2, .states = 1});
   for (size_t i = 0; i < all.size(); ++i) {
     SCOPED_TRACE(testing::Message() << "request " << i << (all[i].greedy() ? ", greedy" : ""));
     ASSERT_EQ(together[i].error, "");
@@ -122,7 +123,7 @@ TEST_P(EngineOn, GivesARequestTheSameTextAloneAndBesideOthers) {
 TEST_P(EngineOn, DrawsTheSameTokensWhenARunIsRepeated) {
   std::vector<std::vector<int32_t>> before;
   for (int time = 0; time < 2; ++time) {
-    Engine engine(test::tale(), {.device = device(), .threads = 2, .states = 1});
+    Engine engine(test::shipped_model(), {.device = device(), .threads = 2, .states = 1});
     std::vector<std::vector<int32_t>> found;
     for (const Planned& planned : plan_requests(8)) {
       Request request = planned.request;
@@ -137,12 +138,12 @@ TEST_P(EngineOn, DrawsTheSameTokensWhenARunIsRepeated) {
 }
 
 TEST_P(EngineOn, TellsTheTalesThatTheCpuTells) {
-  Engine engine(test::tale(), {.device = device(), .threads = 2, .states = 3});
+  Engine engine(test::shipped_model(), {.device = device(), .threads = 2, .states = 3});
   for (const char* prompt : {"Once upon a time there was a little girl",
                              "The wizard looked at the lion and said, \"", "One day the king"}) {
     SCOPED_TRACE(prompt);
-    const std::vector<int32_t> tokens = test::tale()->tokenizer->encode(prompt);
-    const Greedy expected = test::greedy_on_cpu(*test::tale(), tokens, 64);
+    const std::vector<int32_t> tokens = test::shipped_model()->tokenizer->encode(prompt);
+    const Greedy expected = test::greedy_on_cpu(*test::shipped_model(), tokens, 64);
     const Result result = engine.submit(test::greedy_request(tokens, 64)).get();
     ASSERT_EQ(result.error, "");
     ASSERT_EQ(result.completions[0].tokens.size(), 64u);
@@ -155,19 +156,19 @@ Completion begun_and_ended(const std::string& begin, const std::string& end,
                            const std::vector<int32_t>& prompt) {
   Request first = test::greedy_request(prompt, 20);
   first.keep_snapshot = true;
-  Engine beginning(test::tale(), {.device = begin, .threads = 2, .states = 1});
+  Engine beginning(test::shipped_model(), {.device = begin, .threads = 2, .states = 1});
   const Completion begun = beginning.submit(first).get().completions.at(0);
   Request second = test::greedy_request({}, 20);
   second.from = begun.snapshot;
-  Engine ending(test::tale(), {.device = end, .threads = 2, .states = 1});
+  Engine ending(test::shipped_model(), {.device = end, .threads = 2, .states = 1});
   Completion ended = ending.submit(second).get().completions.at(0);
   ended.tokens.insert(ended.tokens.begin(), begun.tokens.begin(), begun.tokens.end());
   return ended;
 }
 
 TEST_P(EngineOn, GoesOnWithATextBegunOnAnotherDevice) {
-  const std::vector<int32_t> prompt = test::tale()->tokenizer->encode("One day the king");
-  const Greedy expected = test::greedy_on_cpu(*test::tale(), prompt, 40);
+  const std::vector<int32_t> prompt = test::shipped_model()->tokenizer->encode("One day the king");
+  const Greedy expected = test::greedy_on_cpu(*test::shipped_model(), prompt, 40);
   for (const auto& [begin, end] : {std::pair<std::string, std::string>("cpu", device()),
                                    std::pair<std::string, std::string>(device(), "cpu")}) {
     SCOPED_TRACE(begin + " to " + end);
@@ -206,7 +207,7 @@ double mean_nll(test::Runner& run, const std::vector<int32_t>& tokens) {
 }
 
 TEST_P(EngineOn, FindsATextAsPerplexingAsTheCpu) {
-  const LoadedModel& model = *test::tale();
+  const LoadedModel& model = *test::shipped_model();
   const std::vector<int32_t> tokens = model.tokenizer->encode(kStory);
   ASSERT_GT(tokens.size(), 200u);
   test::Runner cpu(model.config, model.weights, 2, 1, 1);

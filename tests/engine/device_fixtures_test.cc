@@ -15,7 +15,7 @@
 #include "engine/engine.h"
 #include "engine/loaded_model.h"
 #include "tests/support/devices.h"
-#include "tests/support/engine_fixture.h"
+#include "tests/support/greedy.h"
 #include "tests/support/hf_source.h"
 #include "tests/support/model_fixture.h"
 

@@ -18,7 +18,7 @@
 namespace gsa::test {
 
 // The model that ships.
-inline std::shared_ptr<const LoadedModel> tale() {
+inline std::shared_ptr<const LoadedModel> shipped_model() {
   static const auto model = load_model(tree() / "models/tale-10m.safetensors");
   return model;
 }
