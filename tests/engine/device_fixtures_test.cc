@@ -81,7 +81,10 @@ TEST_P(Fixture, HasItsGoldenLogitsAndMemories) {
       SafetensorsFile::open(test::fixture(GetParam().name) / "expected/golden.safetensors");
   for (const std::optional<DType> type : {std::optional<DType>(), std::optional(DType::kF32)}) {
     const auto model = load(type);
-    for (int64_t step_tokens : {1, 7, 64, 200}) {
+    // On the CPU all cuts give the same bits (tests/model), so two are enough.
+    const bool cpu = GetParam().device == "cpu";
+    for (int64_t step_tokens :
+         cpu ? std::vector<int64_t>{1, 200} : std::vector<int64_t>{1, 7, 64, 200}) {
       SCOPED_TRACE(testing::Message() << model->type << ", steps of " << step_tokens);
       const double tolerance = this->tolerance(*model, step_tokens);
       test::Runner run(make_backend(GetParam().device, 2), model->config, model->weights,
