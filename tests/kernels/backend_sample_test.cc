@@ -67,10 +67,11 @@ Row random_row(Random& random, int64_t N) {
   p.seed = static_cast<uint64_t>(random.real() * 0x1p63) * 2 + random.below(2);
   row.index = random.chance(0.1) ? uint64_t{1} << 33 : random.below(5000);
   if (random.chance(0.3)) {
-    for (int i = 0; i < 5; ++i) {
+    // A token stands once, as in a request.
+    for (int32_t token = static_cast<int32_t>(random.below(20)); token < N;
+         token += static_cast<int32_t>(1 + random.below(N / 3))) {
       p.logit_bias.push_back(
-          {static_cast<int32_t>(random.below(N)),
-           random.chance(0.3) ? -kInfinity : static_cast<float>(4 * random.real())});
+          {token, random.chance(0.3) ? -kInfinity : static_cast<float>(4 * random.real())});
     }
     p.logit_bias.push_back({static_cast<int32_t>(N), 100.0f});  // no such token: no effect
   }
