@@ -6,9 +6,11 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/support/devices.h"
 #include "tests/support/error_of.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/support/tree.h"
 
 namespace gsa {
 namespace {
@@ -67,6 +69,47 @@ TEST(Snapshot, SurvivesAFileBitForBitAndGoesOnAsIfNeverStopped) {
   }
 }
 
+using SnapshotOn = test::DeviceTest;
+INSTANTIATE_TEST_SUITE_P(Devices, SnapshotOn, testing::ValuesIn(test::kDevices), test::device_name);
+
+// A text begun on one device and ended on another, through a file.
+std::vector<float> begin_and_end(std::unique_ptr<Backend> begin, std::unique_ptr<Backend> end,
+                                 const GsaConfig& config, const ModelWeights& weights,
+                                 std::span<const int32_t> tokens) {
+  const test::TemporaryFolder folder;
+  const size_t cut = tokens.size() / 2;
+  test::Runner first(std::move(begin), config, weights, 16);
+  const StateHandle state = *first.states.acquire();
+  save_snapshot(run_and_take(first, state, {tokens.begin(), tokens.begin() + cut}), config, kModel,
+                folder / "s.safetensors");
+  const Snapshot loaded = load_snapshot(folder / "s.safetensors", config, kModel);
+  test::Runner second(std::move(end), config, weights, 16);
+  // Not the first state of its pool.
+  const StateHandle other = *second.states.acquire(), restored = *second.states.acquire();
+  second.states.import_state(loaded.state, restored);
+  EXPECT_EQ(second.states.export_state(restored), loaded.state);
+  return second.logits(restored, tokens.subspan(cut));
+}
+
+TEST_P(SnapshotOn, GoesOnOnAnotherDeviceAsOnItsOwn) {
+  for (int64_t conv_size : {0, 4}) {
+    SCOPED_TRACE(conv_size);
+    const GsaConfig config = small_config(conv_size);
+    const RandomWeights random = test::lively_weights(config, 3);
+    const std::vector<int32_t> tokens = test::random_tokens(66, config.vocab_size, 4);
+    const auto cpu = [] { return make_cpu_backend(2); };
+    const std::vector<float> expected = begin_and_end(cpu(), cpu(), config, random.weights, tokens);
+    // Steps of 16 tokens are TF32 products on a GPU.
+    const double tolerance = device() == "cpu" ? 0 : 2e-3;
+    EXPECT_LE(test::relative_error(begin_and_end(cpu(), backend(), config, random.weights, tokens),
+                                   expected),
+              tolerance);
+    EXPECT_LE(test::relative_error(begin_and_end(backend(), cpu(), config, random.weights, tokens),
+                                   expected),
+              tolerance);
+  }
+}
+
 TEST(Snapshot, OfAnotherModelIsRefusedByName) {
   const GsaConfig config = small_config(0);
   const RandomWeights random = test::lively_weights(config, 1);
@@ -99,7 +142,7 @@ TEST(Snapshot, CutAnywhereIsRefused) {
 }
 
 TEST(Snapshot, OfAConvertedModelInsteadIsRefused) {
-  const std::string path = std::string(GSA_SOURCE_DIR) + "/models/tale-10m.safetensors";
+  const std::filesystem::path path = test::tree() / "models/tale-10m.safetensors";
   EXPECT_THAT(test::error_of([&] { load_snapshot(path, small_config(0), kModel); }),
               HasSubstr("not a snapshot"));
 }

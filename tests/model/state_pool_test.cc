@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/error.h"
+#include "tests/support/devices.h"
 #include "tests/support/model_fixture.h"
 
 namespace gsa {
@@ -22,6 +23,10 @@ GsaConfig config(int64_t conv_size) {
   c.conv_size = conv_size;
   return c;
 }
+
+using StatePoolOn = test::DeviceTest;
+INSTANTIATE_TEST_SUITE_P(Devices, StatePoolOn, testing::ValuesIn(test::kDevices),
+                         test::device_name);
 
 TEST(StatePool, CountsTheBytesOfAStateExactly) {
   const auto backend = make_cpu_backend(1);
@@ -50,8 +55,8 @@ TEST(StatePool, GivesOutEachStateOnceAndTakesItBack) {
   EXPECT_EQ(pool.available(), 1);
 }
 
-TEST(StatePool, HandsOutZerosWhateverTheLastSequenceLeft) {
-  const auto backend = make_cpu_backend(1);
+TEST_P(StatePoolOn, HandsOutZerosWhateverTheLastSequenceLeft) {
+  const auto backend = this->backend();
   StatePool pool(config(4), *backend, 1);
   std::vector<float> ones(pool.state_bytes() / sizeof(float), 1.0f);
   {
@@ -63,8 +68,8 @@ TEST(StatePool, HandsOutZerosWhateverTheLastSequenceLeft) {
   EXPECT_EQ(pool.export_state(state), std::vector<float>(ones.size(), 0.0f));
 }
 
-TEST(StatePool, ForksAnExactCopyThatThenLivesAlone) {
-  const auto backend = make_cpu_backend(1);
+TEST_P(StatePoolOn, ForksAnExactCopyThatThenLivesAlone) {
+  const auto backend = this->backend();
   StatePool pool(config(4), *backend, 3);
   const StateHandle a = *pool.acquire(), b = *pool.acquire(), c = *pool.acquire();
   std::vector<float> values(pool.state_bytes() / sizeof(float));
@@ -76,8 +81,8 @@ TEST(StatePool, ForksAnExactCopyThatThenLivesAlone) {
   EXPECT_EQ(pool.export_state(a), std::vector<float>(values.size(), 0.0f));
 }
 
-TEST(StatePool, RefusesAStateOfAnotherSize) {
-  const auto backend = make_cpu_backend(1);
+TEST_P(StatePoolOn, RefusesAStateOfAnotherSize) {
+  const auto backend = this->backend();
   StatePool pool(config(0), *backend, 1);
   const StateHandle state = *pool.acquire();
   EXPECT_THROW(pool.import_state({1.0f, 2.0f}, state), Error);

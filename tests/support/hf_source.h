@@ -9,11 +9,12 @@
 
 #include "checkpoint/safetensors.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/support/tree.h"
 
 namespace gsa::test {
 
 inline std::filesystem::path fixture(const std::string& name) {
-  return std::filesystem::path(GSA_SOURCE_DIR) / "tests/data/fixtures" / name;
+  return tree() / "tests/data/fixtures" / name;
 }
 
 // A Hugging Face folder to change piece by piece, beginning as a copy of a fixture of one file.

@@ -5,40 +5,41 @@
 #include <memory>
 #include <random>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "model/gsa_model.h"
 #include "model/random_weights.h"
 #include "model/state_pool.h"
 #include "model/walk.h"
+#include "tests/support/device_data.h"
 
 namespace gsa::test {
 
 // Weights large enough that gates, softmax and norms all matter: normal with standard deviation
-// 1.5 / sqrt(columns), norms between 0.5 and 1.5. REQUIRES: f32 weights.
-inline RandomWeights lively_weights(const GsaConfig& config, uint32_t seed) {
-  RandomWeights random = make_random_weights(config, DType::kF32, seed);
-  std::mt19937 generator(seed);
+// 1.5 / sqrt(columns), norms between 0.5 and 1.5. The large matrices are stored as `type`.
+inline RandomWeights lively_weights(const GsaConfig& config, uint32_t seed,
+                                    DType type = DType::kF32) {
+  RandomWeights weights = make_random_weights(config, type, seed);
+  Random random(seed);
   const auto matrix = [&](const TensorView& view) {
     if (!view) return;
-    std::normal_distribution<float> normal(0, 1.5f / std::sqrt(float(view.shape[1])));
-    for (int64_t i = 0; i < view.elements(); ++i) view.f32()[i] = normal(generator);
+    const double deviation = 1.5 / std::sqrt(static_cast<double>(view.shape[1]));
+    narrow(random.normal(view.elements(), deviation), view);
   };
   const auto norm = [&](const TensorView& view) {
-    if (!view) return;
-    std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
-    for (int64_t i = 0; i < view.elements(); ++i) view.f32()[i] = uniform(generator);
+    if (view) narrow(random.uniform(view.elements(), 0.5, 1.5), view);
   };
-  for (const LayerWeights& w : random.weights.layers) {
+  for (const LayerWeights& w : weights.weights.layers) {
     for (const TensorView& v : {w.qkvf, w.conv, w.feature_map, w.o_proj, w.gate_up, w.down}) {
       matrix(v);
     }
     for (const TensorView& v : {w.attn_norm, w.g_norm, w.mlp_norm}) norm(v);
   }
-  matrix(random.weights.embeddings);
-  norm(random.weights.norm);
-  if (!config.tie_word_embeddings) matrix(random.weights.lm_head);
-  return random;
+  matrix(weights.weights.embeddings);
+  norm(weights.weights.norm);
+  if (!config.tie_word_embeddings) matrix(weights.weights.lm_head);
+  return weights;
 }
 
 inline std::vector<int32_t> random_tokens(int64_t count, int64_t vocabulary, uint32_t seed) {
@@ -48,11 +49,22 @@ inline std::vector<int32_t> random_tokens(int64_t count, int64_t vocabulary, uin
   return tokens;
 }
 
-// A model on the CPU with its states.
+// A copy in host memory.
+inline std::vector<float> download(Backend& backend, const TensorView& view) {
+  std::vector<float> host(view.elements());
+  backend.download(view.data, view.bytes(), host.data());
+  return host;
+}
+
+// A model on a device with its states.
 struct Runner {
   Runner(const GsaConfig& config, const ModelWeights& weights, int threads = 2,
          int64_t step_tokens = 64, int64_t capacity = 8)
-      : backend(make_cpu_backend(threads)),
+      : Runner(make_cpu_backend(threads), config, weights, step_tokens, capacity) {}
+
+  Runner(std::unique_ptr<Backend> device, const GsaConfig& config, const ModelWeights& weights,
+         int64_t step_tokens = 64, int64_t capacity = 8)
+      : backend(std::move(device)),
         states(config, *backend, capacity),
         model(config, weights, *backend,
               {.tokens = step_tokens, .segments = capacity, .logit_rows = step_tokens}) {}
@@ -61,9 +73,15 @@ struct Runner {
   std::vector<float> logits(const StateHandle& state, std::span<const int32_t> tokens) {
     std::vector<float> all;
     walk(model, states, state, tokens, [&](int64_t, const TensorView& rows) {
-      all.insert(all.end(), rows.f32(), rows.f32() + rows.elements());
+      const std::vector<float> host = download(*backend, rows);
+      all.insert(all.end(), host.begin(), host.end());
     });
     return all;
+  }
+
+  // Logits that one step gives, [R, N].
+  std::vector<float> forward(const Batch& batch) {
+    return download(*backend, model.forward(batch, states));
   }
 
   std::unique_ptr<Backend> backend;

@@ -1,0 +1,222 @@
+// Products with norms, and the gated MLP, against double precision.
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "tests/support/device_data.h"
+#include "tests/support/devices.h"
+#include "tests/support/equations.h"
+
+namespace gsa {
+namespace {
+
+using test::DeviceArray;
+using test::Doubles;
+using test::Random;
+using test::StepData;
+using test::Weights;
+
+using BackendProducts = test::DeviceTypeTest;
+INSTANTIATE_TEST_SUITE_P(Devices, BackendProducts, testing::ValuesIn(test::device_types()),
+                         test::device_type_name);
+
+constexpr int64_t kMostRows = 200;
+
+Doubles row_of(const std::vector<float>& values, int64_t row, int64_t columns) {
+  return Doubles(values.begin() + row * columns, values.begin() + (row + 1) * columns);
+}
+
+// Rows of a product and what it is made of.
+struct Product {
+  int64_t columns, out;
+  bool norm_weight, accumulate;
+  std::vector<int64_t> rows;
+};
+
+std::vector<float> matrix(Random& random, int64_t rows, int64_t columns) {
+  return random.normal(rows * columns, 1.5 / std::sqrt(static_cast<double>(columns)));
+}
+
+void reserve_for(Backend& backend, int64_t columns, int64_t F) {
+  backend.reserve({.tokens = kMostRows, .segments = kMostRows, .logit_rows = kMostRows},
+                  {.H = 1, .G = 1, .K = columns, .V = columns, .M = 8}, columns, F);
+}
+
+// A step is decode or a prompt: the product is the same.
+std::vector<StepData> steps_of(int64_t rows) {
+  std::vector<StepData> steps = {StepData::prompt(rows)};
+  if (rows > 1) steps.push_back(StepData::decode(rows));
+  return steps;
+}
+
+class NormProjectCase {
+ public:
+  NormProjectCase(Backend& backend, DType dtype, const Product& product)
+      : backend_(backend),
+        p_(product),
+        random_(static_cast<uint32_t>(p_.columns * 31 + p_.out)),
+        weight_(backend, dtype, {p_.out, p_.columns}, matrix(random_, p_.out, p_.columns)),
+        norm_(backend, DType::kF32, {p_.columns}, random_.uniform(p_.columns, 0.5, 1.5)),
+        x_(backend, kMostRows, p_.columns),
+        y_(backend, kMostRows, p_.out) {
+    reserve_for(backend, p_.columns, p_.out);
+  }
+
+  double worst_error(const StepData& data) {
+    const int64_t rows = static_cast<int64_t>(data.tokens.size());
+    std::vector<float> x = random_.normal(rows * p_.columns);
+    // Rows of very different size: the norm must be each row's own.
+    for (int64_t i = 0; i < p_.columns; ++i) x[i] *= 1e-3f;
+    const std::vector<float> before = random_.normal(rows * p_.out);
+    x_.set(x);
+    y_.set(before);
+    test::run_step(backend_, data.step(), [&] {
+      backend_.norm_project({.x = x_.view(rows),
+                             .norm_weight = p_.norm_weight ? norm_.device : TensorView(),
+                             .eps = kEps,
+                             .weight = weight_.device,
+                             .accumulate = p_.accumulate,
+                             .y = y_.view(rows)});
+    });
+    EXPECT_EQ(x_.get(rows), x) << "the input changed";
+    return test::worst_row_error(y_.get(rows), expected(x, before, rows), p_.out);
+  }
+
+ private:
+  static constexpr double kEps = 1e-6;
+
+  Doubles expected(const std::vector<float>& x, const std::vector<float>& before,
+                   int64_t rows) const {
+    Doubles all;
+    for (int64_t t = 0; t < rows; ++t) {
+      const Doubles normed = test::rms_norm(row_of(x, t, p_.columns),
+                                            p_.norm_weight ? norm_.host : TensorView(), kEps);
+      Doubles y = test::product(weight_.host, normed);
+      for (int64_t i = 0; i < p_.out; ++i) {
+        all.push_back(y[i] + (p_.accumulate ? before[t * p_.out + i] : 0));
+      }
+    }
+    return all;
+  }
+
+  Backend& backend_;
+  Product p_;
+  Random random_;
+  Weights weight_, norm_;
+  DeviceArray x_, y_;
+};
+
+TEST_P(BackendProducts, NormProjectAgreesWithTheEquation) {
+  const std::vector<int64_t> all = {1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 70, 200};
+  const std::vector<int64_t> few = {1, 4, 8, 9, 17};
+  for (const Product& p :
+       {Product{40, 33, true, false, all}, Product{100, 75, false, true, all},
+        Product{256, 100, true, true, all}, Product{256, 520, false, false, few},
+        Product{2048, 130, true, false, few}, Product{2048, 64, true, true, {1, 16, 64}}}) {
+    const auto backend = this->backend();
+    NormProjectCase product(*backend, dtype(), p);
+    for (int64_t rows : p.rows) {
+      for (const StepData& data : steps_of(rows)) {
+        EXPECT_LT(product.worst_error(data),
+                  test::tolerance(device(), dtype(), test::product_form(rows)))
+            << rows << " rows in " << data.segments.size() << " segments, " << p.columns << " -> "
+            << p.out << (p.norm_weight ? ", normed" : "") << (p.accumulate ? ", added" : "");
+      }
+    }
+  }
+}
+
+TEST_P(BackendProducts, NormProjectOfARowOfZerosIsZero) {
+  const auto backend = this->backend();
+  const int64_t D = 100, out = 40;
+  reserve_for(*backend, D, out);
+  Random random(8);
+  const Weights weight(*backend, dtype(), {out, D}, matrix(random, out, D));
+  for (int64_t rows : {1, 20}) {
+    const DeviceArray x(*backend, rows, D);
+    DeviceArray y(*backend, rows, out, random.normal(rows * out));
+    const StepData data = StepData::prompt(rows);
+    test::run_step(*backend, data.step(), [&] {
+      backend->norm_project(
+          {.x = x.view(), .norm_weight = {}, .eps = 1e-6, .weight = weight.device, .y = y.view()});
+    });
+    EXPECT_EQ(y.get(), std::vector<float>(rows * out, 0.0f));
+  }
+}
+
+class GatedMlpCase {
+ public:
+  GatedMlpCase(Backend& backend, DType dtype, int64_t D, int64_t F, bool norm_weight)
+      : backend_(backend),
+        D_(D),
+        F_(F),
+        random_(static_cast<uint32_t>(D * 17 + F)),
+        gate_up_(backend, dtype, {2 * F, D}, matrix(random_, 2 * F, D)),
+        down_(backend, dtype, {D, F}, matrix(random_, D, F)),
+        norm_(backend, DType::kF32, {D}, random_.uniform(D, 0.5, 1.5)),
+        x_(backend, kMostRows, D),
+        hidden_(backend, kMostRows, F),
+        norm_weight_(norm_weight) {
+    reserve_for(backend, D, F);
+  }
+
+  double worst_error(const StepData& data) {
+    const int64_t rows = static_cast<int64_t>(data.tokens.size());
+    const std::vector<float> x = random_.normal(rows * D_, 0.5);
+    x_.set(x);
+    test::run_step(backend_, data.step(), [&] {
+      backend_.gated_mlp({.norm_weight = norm_weight_ ? norm_.device : TensorView(),
+                          .eps = 1e-6,
+                          .gate_up = gate_up_.device,
+                          .down = down_.device,
+                          .hidden = hidden_.view(rows),
+                          .x = x_.view(rows)});
+    });
+    Doubles expected;
+    for (int64_t t = 0; t < rows; ++t) {
+      const Doubles row = row_of(x, t, D_);
+      const Doubles y =
+          test::gated_mlp(gate_up_.host, down_.host,
+                          test::rms_norm(row, norm_weight_ ? norm_.host : TensorView(), 1e-6));
+      for (int64_t i = 0; i < D_; ++i) expected.push_back(row[i] + y[i]);
+    }
+    return test::worst_row_error(x_.get(rows), expected, D_);
+  }
+
+ private:
+  Backend& backend_;
+  int64_t D_, F_;
+  Random random_;
+  Weights gate_up_, down_, norm_;
+  DeviceArray x_, hidden_;
+  bool norm_weight_;
+};
+
+TEST_P(BackendProducts, GatedMlpAgreesWithTheEquation) {
+  struct Shape {
+    int64_t D, F;
+    bool norm_weight;
+    std::vector<int64_t> rows;
+  };
+  for (const Shape& s :
+       {Shape{40, 75, true, {1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 70, 200}},
+        Shape{100, 256, false, {1, 8, 9, 16, 17, 70}}, Shape{256, 768, true, {1, 5, 16, 17, 64}},
+        Shape{2048, 136, true, {1, 3, 9, 33}}}) {
+    const auto backend = this->backend();
+    GatedMlpCase mlp(*backend, dtype(), s.D, s.F, s.norm_weight);
+    for (int64_t rows : s.rows) {
+      for (const StepData& data : steps_of(rows)) {
+        EXPECT_LT(mlp.worst_error(data),
+                  test::tolerance(device(), dtype(), test::product_form(rows)))
+            << rows << " rows in " << data.segments.size() << " segments, D " << s.D << ", F "
+            << s.F;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gsa

@@ -1,0 +1,122 @@
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "kernels/backend.h"
+#include "kernels/error.h"
+
+namespace gsa::test {
+
+// The devices that one test body runs on; the names stand in the names of the tests, by which
+// ctest labels those of "cuda".
+inline const std::vector<std::string> kDevices = {"cpu", "cuda"};
+
+// A backend, or null where the device is absent: then the running test is marked as skipped, or as
+// failed if GSA_REQUIRE_CUDA=1 says that this machine has a GPU. To be called from SetUp(), so that
+// the body does not run.
+inline std::unique_ptr<Backend> make_backend_or_skip(const std::string& device, int threads = 2) {
+  try {
+    return make_backend(device, threads);
+  } catch (const Error& error) {
+    const char* required = std::getenv("GSA_REQUIRE_CUDA");
+    if (device != "cuda" || (required != nullptr && required == std::string_view("1"))) {
+      [&] { FAIL() << error.what(); }();
+    } else {
+      [&] { GTEST_SKIP() << error.what(); }();
+    }
+    return nullptr;
+  }
+}
+
+// A device and the type in which large matrices are stored.
+struct DeviceType {
+  std::string device;
+  DType dtype;
+};
+
+inline std::vector<DeviceType> device_types() {
+  std::vector<DeviceType> all;
+  for (const std::string& device : kDevices) {
+    for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) all.push_back({device, dtype});
+  }
+  return all;
+}
+
+inline void PrintTo(const DeviceType& param, std::ostream* out) {
+  *out << param.device << ' ' << dtype_name(param.dtype);
+}
+
+inline std::string device_name(const testing::TestParamInfo<std::string>& info) {
+  return info.param;
+}
+
+inline std::string device_type_name(const testing::TestParamInfo<DeviceType>& info) {
+  return info.param.device + "_" + std::string(dtype_name(info.param.dtype));
+}
+
+// Tests over the devices. The body makes its backends with backend().
+class DeviceTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { make_backend_or_skip(GetParam()); }
+  const std::string& device() const { return GetParam(); }
+  std::unique_ptr<Backend> backend(int threads = 2) const {
+    return make_backend(GetParam(), threads);
+  }
+};
+
+// The same over the devices and the types of weights.
+class DeviceTypeTest : public testing::TestWithParam<DeviceType> {
+ protected:
+  void SetUp() override { make_backend_or_skip(GetParam().device); }
+  const std::string& device() const { return GetParam().device; }
+  DType dtype() const { return GetParam().dtype; }
+  std::unique_ptr<Backend> backend(int threads = 2) const {
+    return make_backend(GetParam().device, threads);
+  }
+};
+
+// How an operation is computed, as far as that decides how exact it can be.
+enum class Form {
+  kExact,    // copies and widens
+  kProduct,  // sums of products of weights, for so many rows as matrix-vector kernels take (16)
+  kWide,     // the same for more rows
+  kDecode,   // the recurrence, one token of each sequence
+  kChunk,    // the recurrence over several tokens of a sequence
+};
+
+inline Form product_form(int64_t rows) { return rows <= 16 ? Form::kProduct : Form::kWide; }
+
+// The largest relative error (norm of the difference by norm of what is right, of any one row) that
+// the arithmetic of the form can give; weights are exact in both, whatever their type.
+//
+// float32 sums of n products whose roundings are independent err by about sqrt(n) 2^-25, which is
+// 1.4e-6 for n = 2048, less where vector lanes sum apart; SiLU, norms and the recurrence add a few
+// 2^-24. On the GPU, above 16 rows: 32-bit weights are multiplied as TF32 (11 bits of significand:
+// 2^-12 / sqrt(3) = 1.4e-4 rms an operand, five times that for what the exponentials of softmax and
+// gates make of it, and 3 as the margin of a row over the mean), 16-bit weights by activations
+// rounded to bf16 (2^-9 / sqrt(3) = 1.1e-3 rms, twice in a gated MLP, the same margin). Chunks of
+// the recurrence are TF32 products.
+inline double tolerance(const std::string& device, DType dtype, Form form) {
+  if (form == Form::kExact) return 0;
+  if (device == "cpu") return form == Form::kProduct || form == Form::kWide ? 2e-6 : 1e-5;
+  if (form == Form::kProduct || form == Form::kDecode) return 1e-5;
+  return dtype == DType::kF32 ? 2e-3 : 5e-3;
+}
+
+// One step of these operations, which a backend may replay only where step.model says that they are
+// the same again.
+template <typename Operations>
+void run_step(Backend& backend, const Step& step, Operations&& operations) {
+  if (backend.begin_step(step)) operations();
+  backend.end_step();
+}
+
+}  // namespace gsa::test
