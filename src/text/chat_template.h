@@ -36,7 +36,8 @@ class ChatTemplate {
  public:
   struct Options {
     bool add_generation_prompt = true;
-    std::string bos_token, eos_token;  // as the template writes them, "<s>"; empty: not defined
+    // As the template writes them, "<s>"; empty: not defined.
+    std::string bos_token = {}, eos_token = {};
     std::optional<std::time_t> now = std::nullopt;  // for strftime_now; none: the clock
   };
 

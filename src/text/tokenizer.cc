@@ -149,11 +149,11 @@ int64_t Tokenizer::size() const { return static_cast<int64_t>(impl_->tokens.size
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<int32_t> ids = encode_plain(text);
-  const auto& [add_bos, add_eos] = impl_->rules;
-  if (add_bos && impl_->bos_id >= 0) {
+  if (impl_->rules.add_bos && impl_->bos_id >= 0) {
     ids.insert(ids.begin(), static_cast<int32_t>(impl_->bos_id));
   }
-  if (add_eos && impl_->eos_id >= 0) ids.push_back(static_cast<int32_t>(impl_->eos_id));
+  if (impl_->rules.add_eos && impl_->eos_id >= 0)
+    ids.push_back(static_cast<int32_t>(impl_->eos_id));
   return ids;
 }
 
