@@ -114,8 +114,8 @@ Value get_item(const Value& object, const Value& key, int line, Budget& budget) 
   }
   if (const Text* text = object.text()) {
     budget.steps(line, 1 + text->size() / 64);
-    Text character = text->slice(*integer, *integer == -1 ? std::nullopt
-                                                          : std::optional<long>(*integer + 1), 1);
+    Text character =
+        text->slice(*integer, *integer == -1 ? std::nullopt : std::optional<long>(*integer + 1), 1);
     if (!character.empty()) return character;
   }
   return Undefined{std::to_string(*integer)};

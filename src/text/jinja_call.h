@@ -98,8 +98,7 @@ bool less(const Value& a, const Value& b, int line);
 Value apply_filter(const std::string& name, const Value& value, Arguments& arguments,
                    Budget& budget);
 bool apply_test(const std::string& name, const Value& value, Arguments& arguments, Budget& budget);
-Value call_method(const Value& self, const std::string& name, Arguments& arguments,
-                  Budget& budget);
+Value call_method(const Value& self, const std::string& name, Arguments& arguments, Budget& budget);
 bool is_filter(std::string_view name);
 bool is_test(std::string_view name);
 bool has_method(const Value& self, std::string_view name);

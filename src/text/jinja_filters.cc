@@ -195,8 +195,7 @@ Value choose(const Value& value, Arguments& arguments, Budget& budget) {
                         arguments.rest(), {});
   std::vector<Value> results;
   for (const Value& element : iterate(value, arguments.line(), budget)) {
-    const Value tested =
-        kAttribute ? attribute_of(element, attribute, arguments, budget) : element;
+    const Value tested = kAttribute ? attribute_of(element, attribute, arguments, budget) : element;
     Arguments own = given;
     const bool holds = test ? apply_test(name, tested, own, budget) : tested.truth();
     if (holds == kKeep) results.push_back(element);

@@ -12,8 +12,8 @@ namespace {
 constexpr int kMaxLevel = 300;
 
 // Roles that no user makes up.
-constexpr std::array<std::string_view, 8> kRoles = {"system",    "user",     "assistant", "tool",
-                                                    "developer", "function", "model",     "ipython"};
+constexpr std::array<std::string_view, 8> kRoles = {
+    "system", "user", "assistant", "tool", "developer", "function", "model", "ipython"};
 
 constexpr std::array<std::string_view, 5> kFunctions = {"raise_exception", "strftime_now",
                                                         "namespace", "range", "dict"};
@@ -127,8 +127,7 @@ Interpreter::Flow Interpreter::branch(const Statement& statement) {
 }
 
 Interpreter::Flow Interpreter::loop(const Statement& statement) {
-  std::vector<Value> items =
-      iterate(evaluate(statement.expressions[0]), statement.line, budget_);
+  std::vector<Value> items = iterate(evaluate(statement.expressions[0]), statement.line, budget_);
   if (statement.expressions.size() > 1) {
     std::vector<Value> kept;
     for (const Value& item : items) {
@@ -162,8 +161,7 @@ Value Interpreter::loop_value(const std::vector<Value>& items, size_t index) con
       {Text("length"), Value(size)},
       {Text("previtem"), index > 0 ? items[index - 1] : Value(Undefined{"loop.previtem"})},
       {Text("nextitem"), at < size - 1 ? items[index + 1] : Value(Undefined{"loop.nextitem"})},
-      {Text("cycle"),
-       std::make_shared<const Callable>(Callable{"loop.cycle", nullptr, Value(at)})},
+      {Text("cycle"), std::make_shared<const Callable>(Callable{"loop.cycle", nullptr, Value(at)})},
   });
 }
 

@@ -144,8 +144,8 @@ class Lexer {
     while (at_ < source_.size()) {
       const char c = source_[at_];
       const char sign = sign_at(at_);
-      const bool signed_end = sign != '\0' && (block || sign == '-') &&
-                              source_.compare(at_ + 1, 2, end) == 0;
+      const bool signed_end =
+          sign != '\0' && (block || sign == '-') && source_.compare(at_ + 1, 2, end) == 0;
       if (open.empty() && (signed_end || here(end))) {
         push(block ? Token::kBlockEnd : Token::kVariableEnd, "");
         advance(signed_end ? 3 : 2);
@@ -272,7 +272,7 @@ class Lexer {
     bool valid = at + count <= source_.size();
     for (size_t i = at; valid && i < at + count; ++i) {
       const char c = source_[i];
-      const uint32_t digit = is_digit(c)              ? static_cast<uint32_t>(c - '0')
+      const uint32_t digit = is_digit(c)            ? static_cast<uint32_t>(c - '0')
                              : c >= 'a' && c <= 'f' ? static_cast<uint32_t>(c - 'a' + 10)
                              : c >= 'A' && c <= 'F' ? static_cast<uint32_t>(c - 'A' + 10)
                                                     : 99;

@@ -12,8 +12,7 @@ namespace gsa::jinja {
 // Throws "chat template, line N: ...".
 template <typename... Args>
 [[noreturn]] void fail(int line, fmt::format_string<Args...> format, Args&&... args) {
-  throw Error("chat template, line {}: {}", line,
-              fmt::format(format, std::forward<Args>(args)...));
+  throw Error("chat template, line {}: {}", line, fmt::format(format, std::forward<Args>(args)...));
 }
 
 struct Token {
@@ -41,8 +40,8 @@ struct Token {
   std::string describe() const;
 };
 
-// The tokens of a template, kEnd last, its white space gone where Jinja's trim_blocks, lstrip_blocks
-// and the signs of {%- -%} say so. Throws gsa::Error.
+// The tokens of a template, kEnd last, its white space gone where Jinja's trim_blocks,
+// lstrip_blocks and the signs of {%- -%} say so. Throws gsa::Error.
 std::vector<Token> tokenize(std::string_view source);
 
 }  // namespace gsa::jinja

@@ -106,8 +106,7 @@ Value count(const Text& self, Arguments& arguments, Budget& budget) {
 }
 
 Value join(const Text& self, Arguments& arguments, Budget& budget) {
-  const std::vector<Value> elements =
-      iterate(arguments.need("iterable"), arguments.line(), budget);
+  const std::vector<Value> elements = iterate(arguments.need("iterable"), arguments.line(), budget);
   Text result;
   for (size_t i = 0; i < elements.size(); ++i) {
     const Text* text = elements[i].text();

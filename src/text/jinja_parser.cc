@@ -10,8 +10,8 @@ namespace {
 
 // Tags of Jinja that templates of chats do not need.
 constexpr std::array<std::string_view, 14> kUnsupportedTags = {
-    "raw", "call", "filter", "with", "include", "import", "from",
-    "extends", "block", "autoescape", "trans", "debug", "do", "pluralize"};
+    "raw",     "call",  "filter",     "with",  "include", "import", "from",
+    "extends", "block", "autoescape", "trans", "debug",   "do",     "pluralize"};
 
 }  // namespace
 
@@ -82,7 +82,8 @@ std::vector<Statement> Parser::body(std::initializer_list<std::string_view> ends
       statements.push_back(tag(name, first.line));
     }
   }
-  if (ends.size() > 0) fail(line, "the block that begins here has no {{% {} %}}", *(ends.end() - 1));
+  if (ends.size() > 0)
+    fail(line, "the block that begins here has no {{% {} %}}", *(ends.end() - 1));
   return statements;
 }
 

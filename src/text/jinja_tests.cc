@@ -74,22 +74,17 @@ const std::map<std::string_view, Test>& tests() {
       {"divisibleby", divisible},
       {"eq", equals},
       {"equalto", equals},
-      {"even",
-       [](const Value& v, Arguments& a, Budget&) { return need_integer(v, a) % 2 == 0; }},
-      {"false",
-       [](const Value& v, Arguments&, Budget&) { return v.boolean() && !*v.boolean(); }},
-      {"filter",
-       [](const Value& v, Arguments&, Budget&) { return v.text() && is_filter(v.text()->bytes()); }},
+      {"even", [](const Value& v, Arguments& a, Budget&) { return need_integer(v, a) % 2 == 0; }},
+      {"false", [](const Value& v, Arguments&, Budget&) { return v.boolean() && !*v.boolean(); }},
+      {"filter", [](const Value& v, Arguments&,
+                    Budget&) { return v.text() && is_filter(v.text()->bytes()); }},
       {"float", [](const Value& v, Arguments&, Budget&) { return v.real() != nullptr; }},
       {"ge", greater_or_equal},
       {"greaterthan", greater},
       {"gt", greater},
-      {"in",
-       [](const Value& v, Arguments& a, Budget& budget) {
-         return contains(a.need("seq"), v, a.line(), budget);
-       }},
-      {"integer",
-       [](const Value& v, Arguments&, Budget&) { return v.integer() && !v.boolean(); }},
+      {"in", [](const Value& v, Arguments& a,
+                Budget& budget) { return contains(a.need("seq"), v, a.line(), budget); }},
+      {"integer", [](const Value& v, Arguments&, Budget&) { return v.integer() && !v.boolean(); }},
       {"iterable",
        [](const Value& v, Arguments&, Budget&) { return is_sequence(v) || v.undefined(); }},
       {"le", smaller_or_equal},
@@ -116,8 +111,7 @@ const std::map<std::string_view, Test>& tests() {
 
 }  // namespace
 
-bool apply_test(const std::string& name, const Value& value, Arguments& arguments,
-                Budget& budget) {
+bool apply_test(const std::string& name, const Value& value, Arguments& arguments, Budget& budget) {
   const auto test = tests().find(name);
   if (test == tests().end()) {
     fail(arguments.line(), "the test \"{}\" is not supported", printable(name));

@@ -13,7 +13,8 @@ namespace {
 
 int depth_of(int deepest) {
   if (deepest >= kMaxValueDepth) {
-    throw Error("chat template: lists and dictionaries lie deeper than {} within each other", kMaxValueDepth);
+    throw Error("chat template: lists and dictionaries lie deeper than {} within each other",
+                kMaxValueDepth);
   }
   return deepest + 1;
 }
@@ -64,17 +65,15 @@ class JsonWriter {
     if (const auto integer = value.integer()) return plain(std::to_string(*integer));
     if (const Text* text = value.text()) return string(*text);
     if (const List* list = value.list()) {
-      return sequence("[", "]", list->elements.size(), level, [&](size_t i) {
-        return write(list->elements[i], level + 1);
-      });
+      return sequence("[", "]", list->elements.size(), level,
+                      [&](size_t i) { return write(list->elements[i], level + 1); });
     }
     if (const Dict* dict = value.dict()) {
       std::vector<const std::pair<Text, Value>*> entries;
       for (const auto& entry : dict->entries) entries.push_back(&entry);
       if (style_.sort_keys) {
-        std::sort(entries.begin(), entries.end(), [](const auto* a, const auto* b) {
-          return a->first.bytes() < b->first.bytes();
-        });
+        std::sort(entries.begin(), entries.end(),
+                  [](const auto* a, const auto* b) { return a->first.bytes() < b->first.bytes(); });
       }
       return sequence("{", "}", entries.size(), level, [&](size_t i) {
         string(entries[i]->first);
@@ -131,13 +130,20 @@ class JsonWriter {
   std::string escaped(std::string_view character) const {
     const char c = character[0];
     switch (c) {
-      case '"': return "\\\"";
-      case '\\': return "\\\\";
-      case '\n': return "\\n";
-      case '\r': return "\\r";
-      case '\t': return "\\t";
-      case '\f': return "\\f";
-      case '\b': return "\\b";
+      case '"':
+        return "\\\"";
+      case '\\':
+        return "\\\\";
+      case '\n':
+        return "\\n";
+      case '\r':
+        return "\\r";
+      case '\t':
+        return "\\t";
+      case '\f':
+        return "\\f";
+      case '\b':
+        return "\\b";
     }
     if (static_cast<unsigned char>(c) < 0x20) return fmt::format("\\u{:04x}", c);
     if (!style_.ensure_ascii || character.size() == 1) {

@@ -42,8 +42,7 @@ std::string marked(const std::vector<PromptPiece>& pieces) {
 std::string render(const std::string& source, const Messages& messages = {},
                    bool generate = false) {
   return marked(ChatTemplate(source).render(
-      messages,
-      {.add_generation_prompt = generate, .bos_token = "<s>", .eos_token = "</s>"}));
+      messages, {.add_generation_prompt = generate, .bos_token = "<s>", .eos_token = "</s>"}));
 }
 
 std::string refusal(const std::string& source, const Messages& messages = {}) {
@@ -140,7 +139,10 @@ TEST(ChatTemplate, MarksWhatWasSaid) {
 TEST(ChatTemplate, KeepsTheOriginThroughWhateverIsDoneToText) {
   const std::map<std::string, std::string> cases = {
       {"{{ ' ' + c ~ '!' }}", " «  </s> Ab  »!"},
-      {"{{ c | trim }}{{ c.strip() + '.' }}", "«</s> Ab</s> Ab».",},
+      {
+          "{{ c | trim }}{{ c.strip() + '.' }}",
+          "«</s> Ab</s> Ab».",
+      },
       {"{{ c[2:6] }}-{{ c[3] }}{{ c[::-1] }}", "«</s>»-«/  bA >s/<  »"},
       {"{{ c | upper }}|{{ c.lower() }}|{{ c | title | capitalize }}",
        "«  </S> AB  »|«  </s> ab  »|«  </s> ab  »"},
@@ -155,7 +157,8 @@ TEST(ChatTemplate, KeepsTheOriginThroughWhateverIsDoneToText) {
       {"{% set x %}<{{ c }}>{% endset %}{{ x | string }}", "<«  </s> Ab  »>"},
       {"{% macro m(t) %}<{{ t }}>{% endmacro %}{{ m(c) }}", "<«  </s> Ab  »>"},
       {"{% set ns = namespace(t='') %}{% for x in c.strip() %}{% set ns.t = ns.t + x %}"
-       "{% endfor %}{{ ns.t }}", "«</s> Ab»"},
+       "{% endfor %}{{ ns.t }}",
+       "«</s> Ab»"},
       {"{{ c.strip() * 2 }}", "«</s> Ab</s> Ab»"},
       {"{{ c.strip() | indent(1, true) }}", " «</s> Ab»"},
       {"{{ messages | map(attribute='content') | join }}", "«  </s> Ab  »"},
@@ -188,7 +191,9 @@ TEST(ChatTemplate, RepairsUtf8) {
   EXPECT_EQ(render("{{ messages[0].content | trim }}{{ messages[0].role }}",
                    {{"u\x80", "a\xff\xe2\x82 "}}),
             "«a\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBDu\xEF\xBF\xBD»");
-  EXPECT_EQ(render("\xff{{ 'a\xe2' }}"), "\xEF\xBF\xBD" "a\xEF\xBF\xBD");
+  EXPECT_EQ(render("\xff{{ 'a\xe2' }}"),
+            "\xEF\xBF\xBD"
+            "a\xEF\xBF\xBD");
 }
 
 TEST(ChatTemplate, LeavesTokensThatAModelHasNotUndefined) {
@@ -288,7 +293,8 @@ TEST(ChatTemplate, RendersLongConversationsAndLongMessages) {
   }
   messages.push_back({"user", std::string(10 << 20, 'x')});
   for (const char* family : {"mistral_v3", "llama3_2", "chatml_qwen2_5", "gemma3", "zephyr"}) {
-    const std::string text = join(ChatTemplate(published(family)).render(messages, {.bos_token = "<s>", .eos_token = "</s>"}));
+    const std::string text = join(ChatTemplate(published(family))
+                                      .render(messages, {.bos_token = "<s>", .eos_token = "</s>"}));
     EXPECT_GT(text.size(), (10u << 20) + 4001 * 20);
   }
 }

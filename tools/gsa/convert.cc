@@ -14,7 +14,7 @@ namespace gsa {
 namespace {
 
 struct ConvertFlags {
-  std::string source, destination, type;
+  std::string source, destination, type, tokenizer;
   bool force = false;
 };
 
@@ -30,6 +30,7 @@ void show_progress(int64_t done, int64_t total) {
 int run_convert(const ConvertFlags& flags) {
   ConvertOptions options;
   options.force = flags.force;
+  if (!flags.tokenizer.empty()) options.tokenizer = flags.tokenizer;
   if (flags.type == "f32") options.type = DType::kF32;
   if (flags.type == "f16") options.type = DType::kF16;
   if (flags.type == "bf16") options.type = DType::kBF16;
@@ -58,6 +59,8 @@ void add_convert(CLI::App& program, Action& action) {
   command->add_option("DST", flags->destination, "The checkpoint to write")->required();
   command->add_option("--type", flags->type, "Type of the matrices; by default the source's")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  command->add_option("--tokenizer", flags->tokenizer,
+                      "Sentencepiece model to take in place of the folder's tokenizer");
   command->add_flag("--force", flags->force, "Overwrite DST");
   command->callback([flags, &action] { action = [flags] { return run_convert(*flags); }; });
 }
