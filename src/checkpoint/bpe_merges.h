@@ -15,9 +15,9 @@ namespace gsa {
 //
 // Why this is enough to turn ranks into scores of sentencepiece, which merges any two neighbours
 // that make a piece: what lies between two borders that no merge crosses is merged as if it stood
-// alone. So where two neighbours make the text of a piece P, they are the last two parts of P merged
-// alone, and P has one rank, that of its last merge. If P alone does not end as P, no text does: P
-// must never be made (kUnused pieces, which sentencepiece takes apart again in the end).
+// alone. So where two neighbours make the text of a piece P, they are the last two parts of P
+// merged alone, and P has one rank, that of its last merge. If P alone does not end as P, no text
+// does: P must never be made (kUnused pieces, which sentencepiece takes apart again in the end).
 class BpeMerges {
  public:
   // `vocabulary`: piece -> id. It must outlive this.

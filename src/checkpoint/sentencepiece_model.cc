@@ -40,9 +40,9 @@ void put_float(uint32_t field, float value, std::string& out) {
 
 struct Field {
   uint32_t number, type;
-  uint64_t value;           // of a varint
-  std::string_view bytes;   // of kBytes
-  std::string_view whole;   // with its tag
+  uint64_t value;          // of a varint
+  std::string_view bytes;  // of kBytes
+  std::string_view whole;  // with its tag
 };
 
 std::optional<uint64_t> take_varint(std::string_view& rest) {

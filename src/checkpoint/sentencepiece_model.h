@@ -29,7 +29,7 @@ bool is_white_piece(std::string_view text);
 std::vector<SentencePiece::Type> piece_types(std::string_view model);
 
 struct ModelVariant {
-  bool markers;         // user-defined pieces are found in text; otherwise those of white space alone
+  bool markers;  // user-defined pieces are found in text; otherwise those of white space alone
   bool blank_in_front;  // as the model says; otherwise there is none
 };
 

@@ -319,9 +319,8 @@ class Reader {
   }
 
   static bool is_character(std::string_view text) {
-    return std::count_if(text.begin(), text.end(), [](char c) {
-             return (static_cast<uint8_t>(c) & 0xC0) != 0x80;
-           }) == 1;
+    return std::count_if(text.begin(), text.end(),
+                         [](char c) { return (static_cast<uint8_t>(c) & 0xC0) != 0x80; }) == 1;
   }
 
   BpeMerges read_merges() const {
