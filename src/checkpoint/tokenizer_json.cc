@@ -64,7 +64,7 @@ class Reader {
   std::string type_of(const Json& part) const {
     if (!part.is_object()) return "";
     const auto type = part.find("type");
-    return type != part.end() && type->is_string() ? type->get<std::string>() : "without a type";
+    return type != part.end() && type->is_string() ? type->get<std::string>() : "";
   }
 
   // The members of a Sequence, or the part itself; none where it is null.
@@ -93,6 +93,7 @@ class Reader {
         }
       }
     }
+    if (type.empty()) refuse("a tokenizer without a type is not supported, only BPE is");
     if (type != "BPE") refuse("a {} tokenizer is not supported, only BPE is", printable(type));
     const JsonObject bpe(model, json_.name() + ": model");
     if (!bpe.boolean_or("byte_fallback", false)) {

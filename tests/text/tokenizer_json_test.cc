@@ -74,8 +74,7 @@ std::string hash_of(const std::vector<std::string>& lists) {
 std::string outcome(const Tokenizer& tokenizer, const std::string& line) {
   const Ids ids = tokenizer.encode_plain(line);
   const std::vector<PromptPiece> prompt = {{line, /*content=*/false}};
-  return hash_of(
-      {listed(ids), tokenizer.decode(ids), listed(tokenizer.encode_prompt(prompt))});
+  return hash_of({listed(ids), tokenizer.decode(ids), listed(tokenizer.encode_prompt(prompt))});
 }
 
 class TokenizerJson : public testing::TestWithParam<const char*> {};
