@@ -132,8 +132,14 @@ TEST(TokenizerJsonReader, SurvivesAnyChangeOfAPart) {
   for (auto it = original["model"]["vocab"].begin(); it != original["model"]["vocab"].end();) {
     it = it.value() < 270 ? std::next(it) : original["model"]["vocab"].erase(it);
   }
-  const std::vector<json> others = {nullptr, 1, "x", true, json::array(), json::object(),
-                                    json::array({1}), json::object({{"type", "Sequence"}})};
+  const std::vector<json> others = {nullptr,
+                                    1,
+                                    "x",
+                                    true,
+                                    json::array(),
+                                    json::object(),
+                                    json::array({1}),
+                                    json::object({{"type", "Sequence"}})};
   const json flat = original.flatten();
   int refused = 0;
   for (const auto& [pointer, value] : flat.items()) {
@@ -213,9 +219,8 @@ TEST_F(FolderWithTokenizerJson, GivesWayToTokenizerModelAndToTheOption) {
   EXPECT_EQ(convert_folder().tokenizer(), "own");
   EXPECT_EQ(convert_folder({.tokenizer = source_.folder / "other.model"}).tokenizer(), "other");
   write_bytes(source_.folder / "other.model", "");
-  EXPECT_THAT(
-      error_of([&] { convert_folder({.tokenizer = source_.folder / "other.model"}); }),
-      HasSubstr("other.model: empty, expected a sentencepiece model"));
+  EXPECT_THAT(error_of([&] { convert_folder({.tokenizer = source_.folder / "other.model"}); }),
+              HasSubstr("other.model: empty, expected a sentencepiece model"));
 }
 
 TEST_F(FolderWithTokenizerJson, KeepsItsRulesInTheCheckpoint) {

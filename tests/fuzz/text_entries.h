@@ -12,9 +12,9 @@
 // As entries.h, for what stands above the checkpoints.
 namespace gsa::fuzz {
 
-// A template is refused or rendered; either ends soon. What it renders is valid UTF-8 in pieces that
-// alternate, and no text is of another origin than it says: the conversation below has characters
-// that no template has.
+// A template is refused or rendered; either ends soon. What it renders is valid UTF-8 in pieces
+// that alternate, and no text is of another origin than it says: the conversation below has
+// characters that no template has.
 inline void chat_template(std::string_view bytes) {
   const auto require = [](bool condition) {
     if (!condition) std::abort();

@@ -6,7 +6,9 @@
 #include <memory>
 #include <string>
 
+#include "checkpoint/files.h"
 #include "kernels/error.h"
+#include "text/tokenizer.h"
 #include "tools/gsa/commands.h"
 #include "tools/gsa/interrupt.h"
 
@@ -30,7 +32,10 @@ void show_progress(int64_t done, int64_t total) {
 int run_convert(const ConvertFlags& flags) {
   ConvertOptions options;
   options.force = flags.force;
-  if (!flags.tokenizer.empty()) options.tokenizer = flags.tokenizer;
+  if (!flags.tokenizer.empty()) {
+    options.tokenizer = flags.tokenizer;
+    Tokenizer(map_file(flags.tokenizer).bytes, {}, /*bos_id=*/-1, flags.tokenizer);  // is one
+  }
   if (flags.type == "f32") options.type = DType::kF32;
   if (flags.type == "f16") options.type = DType::kF16;
   if (flags.type == "bf16") options.type = DType::kBF16;
