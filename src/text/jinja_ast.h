@@ -17,7 +17,7 @@ struct Expression {
     kConstant,     // value
     kName,         // name
     kCaptured,     // what the body of a {% set %} block printed
-    kList,         // children: elements; also of a tuple
+    kList,         // children: elements; name: "tuple" for one
     kDict,         // children: key, value, key, value, ...
     kAttribute,    // children: object; name
     kItem,         // children: object, index

@@ -56,7 +56,7 @@ Value Interpreter::evaluate(const Expression& expression) {
     case Expression::kList: {
       std::vector<Value> elements;
       for (const Expression& child : expression.children) elements.push_back(evaluate(child));
-      return make_list(std::move(elements));
+      return make_list(std::move(elements), expression.name == "tuple");
     }
     case Expression::kDict:
       return dict(expression);
@@ -145,14 +145,14 @@ Value Interpreter::slice(const Expression& expression) {
     return text->slice(bounds[0], bounds[1], step);
   }
   if (object.undefined()) fail_undefined(object, expression.line);
-  if (object.list() == nullptr) fail(expression.line, "a slice of {}", object.type());
+  if (object.list() == nullptr) return Undefined{"slice"};
   const std::vector<Value>& elements = object.list()->elements;
   budget_.steps(expression.line, elements.size());
   std::vector<Value> part;
   for (size_t i : slice_indices(elements.size(), bounds[0], bounds[1], step)) {
     part.push_back(elements[i]);
   }
-  return make_list(std::move(part));
+  return make_list(std::move(part), object.list()->tuple);
 }
 
 Value Interpreter::concatenate(const Expression& expression) {

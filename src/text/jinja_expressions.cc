@@ -41,7 +41,7 @@ Expression Parser::tuple(bool conditional) {
   const auto element = [&] { return conditional ? expression() : disjunction(); };
   Expression first = element();
   if (!token().op(",")) return first;
-  Expression list{Expression::kList, line};
+  Expression list{Expression::kList, line, "tuple"};
   list.children.push_back(std::move(first));
   while (skip_op(",")) {
     if (token().kind == Token::kBlockEnd || token().kind == Token::kVariableEnd ||
@@ -206,7 +206,7 @@ Expression Parser::primary() {
   if (first.op("[")) return list();
   if (first.op("{")) return dict();
   if (!skip_op("(")) unexpected("an expression");
-  if (skip_op(")")) return {Expression::kList, first.line};
+  if (skip_op(")")) return {Expression::kList, first.line, "tuple"};
   result = tuple(true);
   expect_op(")");
   return result;

@@ -52,6 +52,11 @@ Value last(const Value& value, Arguments& arguments, Budget& budget) {
   return all.empty() ? Value(Undefined{"last"}) : all.back();
 }
 
+// As the filters that go through a value lazily do: what is false has no elements.
+std::vector<Value> iterate_lazily(const Value& value, int line, Budget& budget) {
+  return value.truth() ? iterate(value, line, budget) : std::vector<Value>();
+}
+
 Value attribute_of(const Value& value, const Value& path, const Arguments& arguments,
                    Budget& budget) {
   if (path.text() == nullptr) return get_item(value, path, arguments.line(), budget);
@@ -166,7 +171,7 @@ Value reverse(const Value& value, Arguments& arguments, Budget& budget) {
 
 Value map(const Value& value, Arguments& arguments, Budget& budget) {
   std::vector<Value> results;
-  const std::vector<Value> elements = iterate(value, arguments.line(), budget);
+  const std::vector<Value> elements = iterate_lazily(value, arguments.line(), budget);
   if (std::optional<Value> attribute = arguments.take_named("attribute")) {
     const std::optional<Value> fallback = arguments.take_named("default");
     for (const Value& element : elements) {
@@ -194,7 +199,7 @@ Value choose(const Value& value, Arguments& arguments, Budget& budget) {
   const Arguments given(arguments.line(), fmt::format("test \"{}\"", printable(name)),
                         arguments.rest(), {});
   std::vector<Value> results;
-  for (const Value& element : iterate(value, arguments.line(), budget)) {
+  for (const Value& element : iterate_lazily(value, arguments.line(), budget)) {
     const Value tested = kAttribute ? attribute_of(element, attribute, arguments, budget) : element;
     Arguments own = given;
     const bool holds = test ? apply_test(name, tested, own, budget) : tested.truth();

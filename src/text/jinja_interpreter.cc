@@ -137,14 +137,17 @@ Interpreter::Flow Interpreter::loop(const Statement& statement) {
     }
     items = std::move(kept);
   }
+  bool completed = false;  // an iteration, with no break or continue, as Jinja counts for "else"
   for (size_t i = 0; i < items.size(); ++i) {
     budget_.steps(statement.line, 16);
     const Inside scope(*this, scope_);
     scope_->variables["loop"] = loop_value(items, i);
     assign(statement.names, items[i], statement.line);
-    if (execute(statement.branches[0]) == Flow::kBreak) break;
+    const Flow flow = execute(statement.branches[0]);
+    if (flow == Flow::kBreak) break;
+    completed = completed || flow == Flow::kNext;
   }
-  if (!items.empty() || statement.branches.size() == 1) return Flow::kNext;
+  if (completed || statement.branches.size() == 1) return Flow::kNext;
   const Inside scope(*this, scope_);
   return execute(statement.branches[1]);
 }

@@ -169,7 +169,7 @@ Value list_entries(const Dict& self, Arguments& arguments, Budget& budget) {
   std::vector<Value> elements;
   for (const auto& [key, value] : self.entries) {
     if (kKeys && kValues) {
-      elements.push_back(make_list({key, value}));
+      elements.push_back(make_list({key, value}, /*tuple=*/true));
     } else {
       elements.push_back(kKeys ? Value(key) : value);
     }

@@ -223,10 +223,10 @@ const Value* Dict::get(std::string_view key) const {
   return nullptr;
 }
 
-Value make_list(std::vector<Value> elements) {
+Value make_list(std::vector<Value> elements, bool tuple) {
   int deepest = 0;
   for (const Value& element : elements) deepest = std::max(deepest, element.depth());
-  return std::make_shared<const List>(List{std::move(elements), depth_of(deepest)});
+  return std::make_shared<const List>(List{std::move(elements), depth_of(deepest), tuple});
 }
 
 Value make_dict(std::vector<std::pair<Text, Value>> entries) {
@@ -240,7 +240,8 @@ bool equal(const Value& a, const Value& b) {
   if (a.number() && b.number()) return *a.number() == *b.number();
   if (a.text() && b.text()) return *a.text() == *b.text();
   if (a.list() && b.list()) {
-    return std::equal(a.list()->elements.begin(), a.list()->elements.end(),
+    return a.list()->tuple == b.list()->tuple &&
+           std::equal(a.list()->elements.begin(), a.list()->elements.end(),
                       b.list()->elements.begin(), b.list()->elements.end(), equal);
   }
   if (a.dict() && b.dict()) {
@@ -268,7 +269,8 @@ Text to_repr(const Value& value) {
   if (const auto integer = value.integer()) return Text(std::to_string(*integer));
   if (value.text()) return quoted(*value.text());
   if (const List* list = value.list()) {
-    return sequence_repr("[", "]", list->elements.size(),
+    const char* close = !list->tuple ? "]" : list->elements.size() == 1 ? ",)" : ")";
+    return sequence_repr(list->tuple ? "(" : "[", close, list->elements.size(),
                          [&](size_t i) { return to_repr(list->elements[i]); });
   }
   if (const Dict* dict = value.dict()) {

@@ -85,6 +85,7 @@ inline constexpr int kMaxValueDepth = 64;
 struct List {
   std::vector<Value> elements;
   int depth;
+  bool tuple = false;  // for how it prints
 };
 
 // In the order of insertion; keys are strings.
@@ -107,7 +108,7 @@ struct Callable {
 };
 
 // Throw gsa::Error past kMaxValueDepth.
-Value make_list(std::vector<Value> elements);
+Value make_list(std::vector<Value> elements, bool tuple = false);
 Value make_dict(std::vector<std::pair<Text, Value>> entries);
 
 // Python's ==.

@@ -94,6 +94,8 @@ SNIPPETS = [
     "{% macro m(a, b='z') %}[{{ a }}{{ b }}]{% endmacro %}{{ m(1) }}{{ m(1, 2) }}{{ m(b=3, a=4) }}{{ m() }}", "{% macro f(n) %}{{ n }}{% if n > 0 %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(4) }}", "{% set g = 7 %}{% macro m() %}{{ g }}{{ messages | length }}{% endmacro %}{{ m() | trim }}",
     "{% generation %}a{% endgeneration %}b", "{% for m in messages %}{{ m.role }}{{ ', ' if not loop.last }}{% endfor %}", "{% for i in range(2, 8, 3) %}{{ i }} {% endfor %}{% for i in range(3, 0, -1) %}{{ i }}{% endfor %}{% for i in range(0) %}x{% endfor %}",
     "{% for x in [[1, 2], [3, 4]] %}{% for y in x %}{{ y }}{% endfor %}{% endfor %}", "{% for a, b in [[1, 2], [3, 4]] %}{{ a }}{{ b }}{% endfor %}", "{% for i in [3,2] %}{{ i }}{% else %}x{% endfor %}{{ i }}",
+    "{% for i in [1] %}{% break %}{% else %}e{% endfor %}{% for i in [1] %}{% continue %}{% else %}e{% endfor %}{% for i in [1,2] %}{% if i == 2 %}{% break %}{% endif %}{% else %}e{% endfor %}",
+    "{{ (1, 2) }} {{ (1,) }} {{ () }} {{ {'a': 1}.items() | list }} {{ (1, 2)[:1] }} {{ (1, 2) == [1, 2] }} {{ 1, 2 }}", "{{ true[1:] }}|{{ none | select | list }}|{{ false | map('upper') | list }}",
     # filters
     "{{ ' a ' | trim }}|{{ 'xxaxx' | trim('x') }}|{{ '\u3000a\u2003' | trim }}|{{ none | trim }}|{{ x | trim }}|{{ 5 | trim }}", "{{ 'aB c' | upper }} {{ 'aB' | lower }} {{ 'hELLO wORLD' | capitalize }} {{ \"it's a-b (c) d_e\" | title }}",
     "{{ 'héé' | length }} {{ [1,2] | count }} {{ {'a': 1} | length }} {{ x | length }}", "{{ [1,2] | first }}{{ [1,2] | last }}{{ [] | first }}|{{ 'ab' | last }}", "{{ [1,'a',none] | join }} {{ [1,2] | join(', ') }} {{ messages | join('|', attribute='role') }} {{ 'abc' | join('-') }}",
