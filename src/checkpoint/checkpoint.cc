@@ -26,7 +26,8 @@ TokenizerRules parse_rules(const SafetensorsFile& file) {
   const nlohmann::json root = parse_json(file.metadata("gsa.tokenizer_rules"),
                                          file.name() + ": metadata gsa.tokenizer_rules");
   const JsonObject json(root, file.name() + ": metadata gsa.tokenizer_rules");
-  return {json.boolean("add_bos"), json.boolean("add_eos")};
+  return {json.boolean("add_bos"), json.boolean("add_eos"), json.boolean_or("blank_once", false),
+          json.boolean_or("blank_after_special", false)};
 }
 
 void check_format(const SafetensorsFile& file) {

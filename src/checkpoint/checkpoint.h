@@ -15,6 +15,9 @@ namespace gsa {
 struct TokenizerRules {
   bool add_bos = false;  // prepend config.bos_token_id to text
   bool add_eos = false;
+  // Where the model puts a blank in front of text (Hugging Face's "first" and "legacy"):
+  bool blank_once = false;           // not if the text begins with a blank or a user-defined piece
+  bool blank_after_special = false;  // in a chat prompt, after every special token too
 };
 
 // The weights of one layer, in place in the mapped file. Matrices are [rows, cols] row-major, in

@@ -138,15 +138,20 @@ std::vector<SafetensorsWriter::Entry> file_entries(const std::vector<LayoutTenso
 
 std::string hex(uint64_t value) { return fmt::format("{:016x}", value); }
 
+std::string rules_json(const TokenizerRules& rules) {
+  std::string json = fmt::format("{{\"add_bos\":{},\"add_eos\":{}", rules.add_bos, rules.add_eos);
+  if (rules.blank_once) json += ",\"blank_once\":true";
+  if (rules.blank_after_special) json += ",\"blank_after_special\":true";
+  return json + "}";
+}
+
 std::map<std::string, std::string> file_metadata(const HfFolder& source, DType type) {
-  const TokenizerRules& rules = source.tokenizer_rules();
   std::map<std::string, std::string> metadata = {
       {"gsa.format", "1"},
       {"gsa.config", normalized_config(source.config())},
       {"gsa.type", std::string(dtype_name(type))},
       {"gsa.fingerprint", hex(0)},
-      {"gsa.tokenizer_rules",
-       fmt::format("{{\"add_bos\":{},\"add_eos\":{}}}", rules.add_bos, rules.add_eos)},
+      {"gsa.tokenizer_rules", rules_json(source.tokenizer_rules())},
       {"gsa.source", fs::canonical(source.path()).filename().string()},
   };
   if (!source.chat_template().empty()) metadata["gsa.chat_template"] = source.chat_template();
@@ -187,7 +192,12 @@ void convert(const fs::path& source_path, const fs::path& destination,
       *options.type != DType::kBF16) {
     throw Error("type {} is not supported, expected f32, f16 or bf16", dtype_name(*options.type));
   }
-  const HfFolder source = HfFolder::open(source_path);
+  HfFolder source = HfFolder::open(source_path);
+  if (options.tokenizer) {
+    source.use_tokenizer(*options.tokenizer);
+  } else {
+    source.use_tokenizer_json();
+  }
   check_destination(source_path, destination, options.force);
   const DType type = options.type.value_or(source.type());
   const std::vector<LayoutTensor> layout =

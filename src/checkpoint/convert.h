@@ -12,6 +12,8 @@ namespace gsa {
 struct ConvertOptions {
   std::optional<DType> type = std::nullopt;  // f32, f16 or bf16; none: the source's
   bool force = false;                        // overwrite an existing destination
+  // A sentencepiece model to take in place of what the folder has.
+  std::optional<std::filesystem::path> tokenizer = std::nullopt;
   // Called after each piece with bytes written and bytes in all; may throw to stop, which leaves
   // nothing behind.
   std::function<void(int64_t done, int64_t total)> progress = nullptr;

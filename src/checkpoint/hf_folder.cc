@@ -6,6 +6,7 @@
 #include "checkpoint/files.h"
 #include "checkpoint/json.h"
 #include "checkpoint/layout.h"
+#include "checkpoint/tokenizer_json.h"
 #include "kernels/error.h"
 
 namespace gsa {
@@ -210,12 +211,47 @@ void HfFolder::read_tokenizer() {
   if (fs::exists(config_path, error)) {
     const nlohmann::json root = parse_json(read_file(config_path, kMaxJson), config_path.string());
     const JsonObject json(root, config_path.string());
-    if (json.present("add_bos_token")) rules_.add_bos = json.boolean("add_bos_token");
-    if (json.present("add_eos_token")) rules_.add_eos = json.boolean("add_eos_token");
+    bos_is_configured_ = json.present("add_bos_token");
+    eos_is_configured_ = json.present("add_eos_token");
+    if (bos_is_configured_) rules_.add_bos = json.boolean("add_bos_token");
+    if (eos_is_configured_) rules_.add_eos = json.boolean("add_eos_token");
+    if (json.present("legacy")) rules_.blank_after_special = json.boolean("legacy");
     if (json.present("chat_template")) chat_template_ = parse_chat_template(json);
   }
   if (fs::exists(path_ / "chat_template.jinja", error)) {
     chat_template_ = read_file(path_ / "chat_template.jinja", kMaxJson);
+  }
+}
+
+void HfFolder::use_tokenizer(const fs::path& model) {
+  tokenizer_ = read_file(model, kMaxTokenizer);
+  if (tokenizer_.empty()) throw Error("{}: empty, expected a sentencepiece model", model.string());
+  if (!bos_is_configured_) rules_.add_bos = true;
+}
+
+void HfFolder::use_tokenizer_json() {
+  std::error_code error;
+  const fs::path path = path_ / "tokenizer.json";
+  if (!tokenizer_.empty() || !fs::exists(path, error)) return;
+  ConvertedTokenizer converted = convert_tokenizer_json(read_file(path, kMaxJson), path.string());
+  tokenizer_ = std::move(converted.model);
+  rules_.blank_once = converted.blank_once;
+  rules_.blank_after_special = converted.blank_after_special;
+  // What is put around text, where tokenizer_config.json does not say.
+  const auto& [first, last] = std::pair(converted.first_token, converted.last_token);
+  if (!bos_is_configured_) {
+    if (first && *first != config_.bos_token_id) {
+      throw Error("{}: puts token {} in front of text, expected bos_token_id {}", path.string(),
+                  *first, config_.bos_token_id);
+    }
+    rules_.add_bos = first.has_value();
+  }
+  if (!eos_is_configured_) {
+    const auto& eos = config_.eos_token_ids;
+    if (last && std::find(eos.begin(), eos.end(), *last) == eos.end()) {
+      throw Error("{}: puts token {} behind text, expected an eos_token_id", path.string(), *last);
+    }
+    rules_.add_eos = last.has_value();
   }
 }
 

@@ -36,12 +36,21 @@ class HfFolder {
   // True where gate_proj holds gate and up stacked [2F, D] (before February 2025).
   bool stacked_gate() const { return stacked_gate_; }
 
-  const std::string& tokenizer() const { return tokenizer_; }          // bytes, or empty
+  // A serialised sentencepiece model: the folder's tokenizer.model, unless one of the functions
+  // below gave another; or empty.
+  const std::string& tokenizer() const { return tokenizer_; }
   const std::string& chat_template() const { return chat_template_; }  // or empty
 
   // As tokenizer_config.json says; else those of Hugging Face's Llama tokenizer: BOS where there is
   // a tokenizer.model, never EOS.
   const TokenizerRules& tokenizer_rules() const { return rules_; }
+
+  // Makes a sentencepiece model with the same ids of tokenizer.json, where there is one and no
+  // tokenizer.model. Throws gsa::Error where that cannot be (see convert_tokenizer_json).
+  void use_tokenizer_json();
+
+  // Takes this sentencepiece model in place of what the folder has.
+  void use_tokenizer(const std::filesystem::path& model);
 
  private:
   HfFolder() = default;
@@ -58,6 +67,7 @@ class HfFolder {
   std::string tokenizer_;
   std::string chat_template_;
   TokenizerRules rules_;
+  bool bos_is_configured_ = false, eos_is_configured_ = false;  // in tokenizer_config.json
 };
 
 }  // namespace gsa

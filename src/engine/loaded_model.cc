@@ -13,6 +13,7 @@ std::shared_ptr<const LoadedModel> load_model(const std::filesystem::path& path)
   model->weights = checkpoint->weights();
   model->identity = {path.filename().string(), checkpoint->fingerprint()};
   model->type = checkpoint->type();
+  model->chat_template = checkpoint->chat_template();
   if (!checkpoint->tokenizer().empty()) model->tokenizer.emplace(*checkpoint);
   model->storage = std::move(checkpoint);
   return model;

@@ -19,6 +19,7 @@ struct LoadedModel {
   ModelIdentity identity;
   std::string type;                    // of the large matrices: "bf16"
   std::optional<Tokenizer> tokenizer;  // absent: token ids only
+  std::string chat_template;           // Jinja source, for ChatTemplate; empty: has none
   std::shared_ptr<const void> storage;
 };
 

@@ -2,11 +2,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
+#include "text/chat_template.h"
 
 namespace gsa {
 
@@ -51,6 +53,17 @@ class Tokenizer {
 
   // Ids of the text alone.
   std::vector<int32_t> encode_plain(std::string_view text) const;
+
+  // Ids of a rendered chat prompt, with no BOS but the template's own. In the template's text the
+  // control tokens and user-defined pieces of the model become their ids; content never becomes
+  // one, however it is spelled, except user-defined pieces of white space alone, such as "\n\n".
+  // What stands between two special tokens is encoded as one text, so a border of pieces does not
+  // show in the ids.
+  //
+  // Blanks as Hugging Face's Llama tokenizer puts them (legacy=false): the first word of the prompt
+  // gets a blank in front, where the model adds one at all, and text after a special token gets
+  // none; with rules.blank_after_special (legacy=true) that gets one too.
+  std::vector<int32_t> encode_prompt(std::span<const PromptPiece> prompt) const;
 
   // Text of the ids, what StreamDecoder gives in pieces; sentencepiece's own decoding. Control
   // tokens (BOS, EOS, ...) give nothing, byte tokens their bytes, invalid UTF-8 becomes U+FFFD. Ids

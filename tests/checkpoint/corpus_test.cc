@@ -1,29 +1,19 @@
-#include <filesystem>
+#include "tests/support/corpus.h"
 
 #include <gtest/gtest.h>
 
 #include "tests/fuzz/entries.h"
-#include "tests/support/temporary_folder.h"
 
 namespace gsa {
 namespace {
 
-// Runs a fuzz target's function over every file of its corpus; it aborts on a finding.
-void run_corpus(const std::string& name, void (*entry)(std::string_view)) {
-  int files = 0;
-  for (const auto& file : std::filesystem::directory_iterator(
-           std::filesystem::path(GSA_SOURCE_DIR) / "tests/fuzz/corpus" / name)) {
-    SCOPED_TRACE(file.path().string());
-    const std::string bytes = test::read_bytes(file.path());
-    ASSERT_NO_THROW(entry(bytes));
-    ++files;
-  }
-  EXPECT_GE(files, 10);
-}
+using test::run_corpus;
 
 TEST(Corpus, SafetensorsFilesAreReadOrRefused) { run_corpus("safetensors", fuzz::safetensors); }
 
 TEST(Corpus, ConfigsAreReadOrRefused) { run_corpus("config", fuzz::config); }
+
+TEST(Corpus, TokenizersAreReadOrRefused) { run_corpus("tokenizer_json", fuzz::tokenizer_json); }
 
 }  // namespace
 }  // namespace gsa

@@ -252,6 +252,8 @@ TEST(HfFolder, ReadsTheTokenizersRules) {
   EXPECT_TRUE(rules(R"({"add_bos_token":null,"add_eos_token":null})").add_bos);
   EXPECT_FALSE(rules(R"({"add_bos_token":false})").add_bos);
   EXPECT_TRUE(rules(R"({"add_eos_token":true})").add_eos);
+  EXPECT_TRUE(rules(R"({"legacy":true})").blank_after_special);
+  EXPECT_FALSE(rules(R"({"legacy":false})").blank_after_special);
   EXPECT_EQ(error_of([&] { rules(R"({"add_bos_token":"yes"})"); }),
             (source.path / "tokenizer_config.json").string() +
                 ": field \"add_bos_token\" is \"yes\", expected true or false");

@@ -7,6 +7,8 @@
 
 #include "checkpoint/config.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/sentencepiece_model.h"
+#include "checkpoint/tokenizer_json.h"
 #include "kernels/error.h"
 
 // What the fuzz targets run on every input, and the corpus test on every file of the corpus. Any
@@ -58,6 +60,15 @@ inline void config(std::string_view bytes) {
     } catch (const Error& error) {
       require_one_line_error(error);
     }
+  }
+}
+
+inline void tokenizer_json(std::string_view bytes) {
+  try {
+    const ConvertedTokenizer converted = convert_tokenizer_json(bytes, "input");
+    require(piece_types(converted.model).size() >= 257);
+  } catch (const Error& error) {
+    require_one_line_error(error);
   }
 }
 

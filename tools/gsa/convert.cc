@@ -6,7 +6,9 @@
 #include <memory>
 #include <string>
 
+#include "checkpoint/files.h"
 #include "kernels/error.h"
+#include "text/tokenizer.h"
 #include "tools/gsa/commands.h"
 #include "tools/gsa/interrupt.h"
 
@@ -14,7 +16,7 @@ namespace gsa {
 namespace {
 
 struct ConvertFlags {
-  std::string source, destination, type;
+  std::string source, destination, type, tokenizer;
   bool force = false;
 };
 
@@ -44,6 +46,10 @@ class ProgressBar {
 int run_convert(const ConvertFlags& flags) {
   ConvertOptions options;
   options.force = flags.force;
+  if (!flags.tokenizer.empty()) {
+    options.tokenizer = flags.tokenizer;
+    Tokenizer(map_file(flags.tokenizer).bytes, {}, /*bos_id=*/-1, flags.tokenizer);  // is one
+  }
   if (flags.type == "f32") options.type = DType::kF32;
   if (flags.type == "f16") options.type = DType::kF16;
   if (flags.type == "bf16") options.type = DType::kBF16;
@@ -68,6 +74,8 @@ void add_convert(CLI::App& program, Action& action) {
   command->add_option("DST", flags->destination, "The checkpoint to write")->required();
   command->add_option("--type", flags->type, "Type of the matrices; by default the source's")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  command->add_option("--tokenizer", flags->tokenizer,
+                      "Sentencepiece model to take in place of the folder's tokenizer");
   command->add_flag("--force", flags->force, "Overwrite DST");
   command->callback([flags, &action] { action = [flags] { return run_convert(*flags); }; });
 }
