@@ -80,6 +80,13 @@ void expect_equal(const SampleResult& a, const SampleResult& b) {
   }
 }
 
+// Without the replacement characters that stand for a character that was cut.
+std::string_view whole_characters(std::string_view text) {
+  constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
+  while (text.ends_with(kReplacement)) text.remove_suffix(kReplacement.size());
+  return text;
+}
+
 // Bit for bit equal where the crowded run finished, a beginning of it where it was cancelled.
 void expect_same(const Result& crowded, const Result& alone) {
   ASSERT_EQ(crowded.completions.size(), alone.completions.size());
@@ -89,7 +96,7 @@ void expect_same(const Result& crowded, const Result& alone) {
     if (a.finish_reason == FinishReason::kCancelled) {
       ASSERT_LE(a.tokens.size(), b.tokens.size());
       ASSERT_TRUE(std::equal(a.tokens.begin(), a.tokens.end(), b.tokens.begin()));
-      ASSERT_TRUE(b.text.starts_with(a.text)) << a.text << " / " << b.text;
+      ASSERT_TRUE(b.text.starts_with(whole_characters(a.text))) << a.text << " / " << b.text;
       continue;
     }
     ASSERT_EQ(a.tokens, b.tokens);
