@@ -9,7 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 requirements=(
   g++:g++ cmake:cmake ninja-build:ninja pkg-config:pkg-config ccache:ccache
   libsentencepiece-dev:lib=sentencepiece nlohmann-json3-dev:lib=nlohmann_json
-  libcli11-dev:lib=CLI11 libspdlog-dev:lib=spdlog libfmt-dev:lib=fmt libhwy-dev:lib=libhwy
+  libcli11-dev:lib=CLI11 libedit-dev:lib=libedit libspdlog-dev:lib=spdlog libfmt-dev:lib=fmt
+  libhwy-dev:lib=libhwy
   libgtest-dev:lib=gtest libgmock-dev:lib=gmock libbenchmark-dev:lib=benchmark)
 
 package_installed() {

@@ -27,15 +27,18 @@ std::vector<SafetensorsWriter::Entry> entries(const GsaConfig& c, int64_t T) {
 }  // namespace
 
 void save_snapshot(const Snapshot& snapshot, const GsaConfig& config, const ModelIdentity& model,
-                   const std::filesystem::path& path) {
+                   const std::filesystem::path& path,
+                   const std::map<std::string, std::string>& more) {
   assert(static_cast<int64_t>(snapshot.state.size() * sizeof(float)) == config.state_bytes());
   assert(static_cast<int64_t>(snapshot.logits.size()) == config.vocab_size);
+  std::map<std::string, std::string> metadata = {{"gsa.snapshot", "1"},
+                                                 {"gsa.version", GSA_VERSION},
+                                                 {"gsa.config", normalized_config(config)},
+                                                 {"gsa.model", model.name},
+                                                 {"gsa.fingerprint", model.fingerprint}};
+  metadata.insert(more.begin(), more.end());
   SafetensorsWriter writer(path, entries(config, static_cast<int64_t>(snapshot.tokens.size())),
-                           {{"gsa.snapshot", "1"},
-                            {"gsa.version", GSA_VERSION},
-                            {"gsa.config", normalized_config(config)},
-                            {"gsa.model", model.name},
-                            {"gsa.fingerprint", model.fingerprint}});
+                           metadata);
   writer.write(snapshot.state.data(), snapshot.state.size() * sizeof(float));
   writer.write(snapshot.logits.data(), snapshot.logits.size() * sizeof(float));
   writer.write(snapshot.tokens.data(), snapshot.tokens.size() * sizeof(int32_t));

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -24,9 +25,10 @@ struct ModelIdentity {
 
 // Writes the snapshot as a safetensors file (docs/checkpoint-format.md): hk [L,G,K,M],
 // hv [L,G,M,V], conv [L,C-1,channels] where there are convolutions, tokens [T] i32, logits [N] f32.
-// The file appears whole or not at all. Throws gsa::Error.
+// `more` is added to the metadata. The file appears whole or not at all. Throws gsa::Error.
 void save_snapshot(const Snapshot& snapshot, const GsaConfig& config, const ModelIdentity& model,
-                   const std::filesystem::path& path);
+                   const std::filesystem::path& path,
+                   const std::map<std::string, std::string>& more = {});
 
 // Throws gsa::Error where the file is damaged or was made by another model, naming both.
 Snapshot load_snapshot(const std::filesystem::path& path, const GsaConfig& config,

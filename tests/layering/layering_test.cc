@@ -98,6 +98,10 @@ std::string misplaced_library(const std::string& path, const std::string& includ
   if (under(include, "hwy/") && !under(path, "kernels/cpu/") && !under(path, "tests/kernels/")) {
     return "Highway belongs in kernels/cpu";
   }
+  if ((include == "histedit.h" || under(include, "editline/")) &&
+      path != "tools/gsa/line_editor.cc") {
+    return "libedit belongs in tools/gsa/line_editor.cc";
+  }
   return "";
 }
 
@@ -211,6 +215,7 @@ TEST(Layering, KeepsLibrariesInTheirPlaces) {
       {"<nlohmann/json_fwd.hpp>", {"src/model/x.cc", "tools/gsa/x.h"}, {"src/model/x.h"}},
       {"\"checkpoint/json.h\"", {"src/model/snapshot.cc"}, {"src/model/snapshot.h"}},
       {"<CLI/CLI.hpp>", {"tools/gsa/main.cc", "tools/gsa/options.h"}, {"src/engine/engine.cc"}},
+      {"<histedit.h>", {"tools/gsa/line_editor.cc"}, {"tools/gsa/chat.cc", "src/engine/x.cc"}},
       {"\"hwy/highway.h\"",
        {"kernels/cpu/x.cc", "tests/kernels/x_test.cc"},
        {"kernels/x.cc", "src/model/x.cc", "tests/model/x_test.cc"}},

@@ -13,6 +13,7 @@ void add_convert(CLI::App& program, Action& action);
 void add_inspect(CLI::App& program, Action& action);
 void add_generate(CLI::App& program, Action& action);
 void add_batch(CLI::App& program, Action& action);
+void add_chat(CLI::App& program, Action& action);
 void add_bench(CLI::App& program, Action& action);
 void add_score(CLI::App& program, Action& action);
 void add_perplexity(CLI::App& program, Action& action);

@@ -51,7 +51,7 @@ Json describe(const std::string& path) {
   }
   const SafetensorsFile file = SafetensorsFile::open(path);
   if (file.metadata().contains("gsa.snapshot")) {
-    out["kind"] = "snapshot";
+    out["kind"] = file.metadata().contains("gsa.conversation") ? "conversation" : "snapshot";
     out["model"] = file.metadata("gsa.model");
     out["fingerprint"] = file.metadata("gsa.fingerprint");
     out["tokens"] = file.tensor("tokens").elements();

@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   gsa::add_inspect(program, action);
   gsa::add_generate(program, action);
   gsa::add_batch(program, action);
+  gsa::add_chat(program, action);
   gsa::add_bench(program, action);
   gsa::add_score(program, action);
   gsa::add_perplexity(program, action);
