@@ -183,7 +183,7 @@ void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64
   uploader_.reset();  // all weights are there
   limits_ = limits;
   step_.reserve(limits);
-  if (limits.tokens > 1) {
+  if (limits.tokens > 1 || limits.logit_rows > kMatVecTokens) {
     const int64_t rows = std::max(limits.tokens, limits.logit_rows);
     operand_ = DeviceArray<std::byte>(rows * std::max({D, shape.H * shape.V, F}) * element_bytes_);
     gate_up_ = DeviceArray<std::byte>(limits.tokens * 2 * F * element_bytes_);
@@ -192,6 +192,10 @@ void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64
 }
 
 bool CudaBackend::begin_step(const Step& step) {
+  if (recording_ != nullptr) {  // an operation of the last step threw
+    Graph unfinished;
+    cudaStreamEndCapture(stream_.get(), unfinished.out());
+  }
   const int64_t T = static_cast<int64_t>(step.tokens.size());
   const bool decoding = std::all_of(step.segments.begin(), step.segments.end(),
                                     [](const Segment& s) { return s.count == 1; });

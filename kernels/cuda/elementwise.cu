@@ -54,35 +54,85 @@ __global__ void fill_kernel(float* out, int64_t count, float value) {
   if (i < count) out[i] = value;
 }
 
+// Four consecutive elements of any type, as they are loaded and stored in one piece.
 template <typename T>
+struct alignas(4 * sizeof(T)) Four {
+  T v[4];
+};
+
+// One block per row, whose values stay in registers between the two passes: kHeld vectors of each
+// thread. kHeld 0 takes rows of any length and alignment.
+template <typename T, int kHeld>
 __global__ void __launch_bounds__(kThreads) operand_kernel(Operand a, T* out) {
   __shared__ float scratch[kThreads / 32];
   const float* x = a.x + blockIdx.x * a.cols;
+  out += blockIdx.x * a.cols;
+  const auto scale_of = [&](float squares) {
+    return rsqrtf(block_sum(squares, scratch) / static_cast<float>(a.cols) + a.eps);
+  };
   grid_release();
-  grid_wait();
-  float scale = 1;
-  if (a.normalize) {
+  if constexpr (kHeld > 0) {
+    const auto column = [&](int i) { return (threadIdx.x + i * kThreads) * 4; };
+    Four<float> weight[kHeld], held[kHeld];
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      weight[i] = {1, 1, 1, 1};
+      if (a.norm_weight != nullptr && column(i) < a.cols) {
+        weight[i] = *reinterpret_cast<const Four<float>*>(a.norm_weight + column(i));
+      }
+    }
+    grid_wait();
+    float squares = 0;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      held[i] = {};
+      if (column(i) < a.cols) held[i] = *reinterpret_cast<const Four<float>*>(x + column(i));
+    }
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      for (float v : held[i].v) squares += v * v;
+    }
+    const float scale = a.normalize ? scale_of(squares) : 1.0f;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      if (column(i) >= a.cols) continue;
+      Four<T> result;
+      for (int n = 0; n < 4; ++n) {
+        result.v[n] = from_float<T>(held[i].v[n] * scale * weight[i].v[n]);
+      }
+      *reinterpret_cast<Four<T>*>(out + column(i)) = result;
+    }
+  } else {
+    grid_wait();
     float squares = 0;
     for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) squares += x[c] * x[c];
-    scale = rsqrtf(block_sum(squares, scratch) / static_cast<float>(a.cols) + a.eps);
-  }
-  for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) {
-    const float weight = a.norm_weight == nullptr ? 1.0f : a.norm_weight[c];
-    out[blockIdx.x * a.cols + c] = from_float<T>(x[c] * scale * weight);
+    const float scale = a.normalize ? scale_of(squares) : 1.0f;
+    for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) {
+      const float weight = a.norm_weight == nullptr ? 1.0f : a.norm_weight[c];
+      out[c] = from_float<T>(x[c] * scale * weight);
+    }
   }
 }
 
-template <typename T>
-__global__ void silu_multiply_kernel(const T* gate_up, int64_t rows, int64_t F, T* out) {
+// blockIdx.y is the row; a thread has kWidth columns.
+template <typename T, int kWidth>
+__global__ void silu_multiply_kernel(const T* gate_up, int F, T* out) {
+  const int c = (blockIdx.x * kThreads + threadIdx.x) * kWidth;
+  const T* gate = gate_up + int64_t{blockIdx.y} * 2 * F + c;
+  out += int64_t{blockIdx.y} * F + c;
   grid_release();
   grid_wait();
-  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * 2;
-  if (i >= rows * F) return;
-#pragma unroll
-  for (int64_t at = i; at < i + 2; ++at) {
-    if (at >= rows * F) return;
-    const T* gate = gate_up + at / F * 2 * F + at % F;
-    out[at] = from_float<T>(silu(to_float(gate[0])) * to_float(gate[F]));
+  if (c >= F) return;
+  if constexpr (kWidth == 4) {
+    const auto g = *reinterpret_cast<const Four<T>*>(gate);
+    const auto u = *reinterpret_cast<const Four<T>*>(gate + F);
+    Four<T> result;
+    for (int i = 0; i < 4; ++i) {
+      result.v[i] = from_float<T>(silu(to_float(g.v[i])) * to_float(u.v[i]));
+    }
+    *reinterpret_cast<Four<T>*>(out) = result;
+  } else {
+    *out = from_float<T>(silu(to_float(gate[0])) * to_float(gate[F]));
   }
 }
 
@@ -187,8 +237,13 @@ void fill(const Launch& how, float* out, int64_t count, float value) {
 void make_operand(const Launch& how, const Operand& args) {
   with_type(args.type, [&](auto type) {
     using T = decltype(type);
-    launch(how, {.blocks = static_cast<unsigned>(args.rows), .threads = kThreads},
-           operand_kernel<T>, args, static_cast<T*>(args.out));
+    const int64_t held = args.cols % 4 == 0 ? (args.cols / 4 + kThreads - 1) / kThreads : 0;
+    const auto kernel = held == 0 || held > 8 ? operand_kernel<T, 0>
+                        : held <= 2           ? operand_kernel<T, 2>
+                        : held <= 4           ? operand_kernel<T, 4>
+                                              : operand_kernel<T, 8>;
+    launch(how, {.blocks = static_cast<unsigned>(args.rows), .threads = kThreads}, kernel, args,
+           static_cast<T*>(args.out));
   });
 }
 
@@ -196,8 +251,12 @@ void silu_multiply(const Launch& how, const void* gate_up, DType type, int64_t r
                    void* out) {
   with_type(type, [&](auto element) {
     using T = decltype(element);
-    launch(how, {.blocks = blocks_for((rows * F + 1) / 2), .threads = kThreads},
-           silu_multiply_kernel<T>, static_cast<const T*>(gate_up), rows, F, static_cast<T*>(out));
+    const int width = F % 4 == 0 ? 4 : 1;
+    const auto kernel = width == 4 ? silu_multiply_kernel<T, 4> : silu_multiply_kernel<T, 1>;
+    launch(how,
+           {.blocks = dim3(blocks_for((F + width - 1) / width), static_cast<unsigned>(rows)),
+            .threads = kThreads},
+           kernel, static_cast<const T*>(gate_up), static_cast<int>(F), static_cast<T*>(out));
   });
 }
 

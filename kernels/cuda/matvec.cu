@@ -9,18 +9,19 @@ namespace gsa::cuda {
 namespace {
 
 // The streaming kernel. A warp owns kTiles tiles of 8 rows and a slice of the columns; the warps of
-// a block that have the same rows add up their sums at the end. Each lane copies 16 bytes of its
-// row per tile and piece of 32 columns into places of its own in shared memory, kDepth pieces ahead
-// of their use, and reads back only what it copied itself: there is nothing to synchronise, and the
-// copies are under way before the activations are known.
+// a block that have the same rows add up their sums at the end. A warp copies pieces of 64 columns,
+// a line of memory of each row, into a ring of its own in shared memory, kDepth pieces ahead of
+// their use: warps need not wait for each other, and the copies are under way before the
+// activations are known.
 constexpr int kMostWarps = 16;
 constexpr int kTiles = 2;
 constexpr int kTileRows = 8;
 constexpr int kRows = kTiles * kTileRows;  // of a warp
-constexpr int kPiece = 32;                 // columns of two products
-constexpr int kDepth = 6;
-constexpr size_t kRingBytes = size_t{kDepth} * kTiles * 32 * 16;  // of a warp
-constexpr int64_t kActivationBytes = 24 * 1024;
+constexpr int kPiece = 64;                 // columns
+constexpr int kDepth = 3;
+constexpr int kTileVectors = kTileRows * kPiece / 8;                        // of 16 bytes
+constexpr size_t kRingBytes = size_t{kDepth} * kTiles * kTileVectors * 16;  // of a warp
+constexpr int64_t kActivationBytes = 32 * 1024;
 
 struct Args {
   const float* x;
@@ -69,86 +70,118 @@ __device__ __forceinline__ void load_panel(const Args& a, int p, const Panel& pa
   const bool whole = a.panel >= a.cols;
   const int width = a.panel_pieces * kPiece;  // of a slice
   const int columns = whole ? a.cols : a.panel;
-  // A few tokens at once, so that a thread waits once for them.
-  constexpr int kTokens = 4;
-  for (int t0 = 0; t0 < a.tokens; t0 += kTokens) {
-    const float* from = a.x + int64_t{t0} * a.cols;
-    float sums[kTokens] = {};
-    for (int c = threadIdx.x * 4; c < columns; c += blockDim.x * 4) {
-      int column = c;
-      if (!whole) {
-        const int slice = c / width;
-        column = (slice_begin(a, slice) + p * a.panel_pieces) * kPiece + c - slice * width;
-        if (column >= slice_begin(a, slice + 1) * kPiece) continue;
-      }
-      float4 w = make_float4(1, 1, 1, 1);
-      if (a.norm_weight != nullptr) {
-        w = __ldg(reinterpret_cast<const float4*>(a.norm_weight + column));
-      }
-      float4 x[kTokens];
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        if (t0 + t < a.tokens) {
-          x[t] = *reinterpret_cast<const float4*>(from + int64_t{t} * a.cols + column);
-        }
-      }
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        if (t0 + t >= a.tokens) break;
-        sums[t] += x[t].x * x[t].x + x[t].y * x[t].y + x[t].z * x[t].z + x[t].w * x[t].w;
-        const float v[4] = {x[t].x * w.x, x[t].y * w.y, x[t].z * w.z, x[t].w * w.w};
-        __nv_bfloat16 hi[4], lo[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          hi[i] = __float2bfloat16_rn(v[i]);
-          lo[i] = __float2bfloat16_rn(v[i] - __bfloat162float(hi[i]));
-        }
-        const int at = (t0 + t) * panel.pitch + c;
-        *reinterpret_cast<uint2*>(panel.hi + at) = *reinterpret_cast<uint2*>(hi);
-        *reinterpret_cast<uint2*>(panel.lo + at) = *reinterpret_cast<uint2*>(lo);
-      }
+  float sums[kMatVecTokens] = {};
+  for (int c = threadIdx.x * 4; c < columns; c += blockDim.x * 4) {
+    int column = c;
+    if (!whole) {
+      const int slice = c / width;
+      column = (slice_begin(a, slice) + p * a.panel_pieces) * kPiece + c - slice * width;
+      if (column >= slice_begin(a, slice + 1) * kPiece) continue;
     }
-    if (!a.normalize) continue;
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      if (t0 + t >= a.tokens) break;
-      const float sum = warp_sum(sums[t]);
-      if (threadIdx.x % 32 != 0) continue;
-      float& total = squares[(t0 + t) * kMostWarps + threadIdx.x / 32];
-      total = p > 0 ? total + sum : sum;
+    float4 w = make_float4(1, 1, 1, 1);
+    if (a.norm_weight != nullptr) {
+      w = __ldg(reinterpret_cast<const float4*>(a.norm_weight + column));
     }
+    float4 x[kMatVecTokens];  // all asked for before the first is used
+#pragma unroll
+    for (int t = 0; t < kMatVecTokens; ++t) {
+      if (t >= a.tokens) break;
+      x[t] = *reinterpret_cast<const float4*>(a.x + int64_t{t} * a.cols + column);
+    }
+#pragma unroll
+    for (int t = 0; t < kMatVecTokens; ++t) {
+      if (t >= a.tokens) break;
+      sums[t] += x[t].x * x[t].x + x[t].y * x[t].y + x[t].z * x[t].z + x[t].w * x[t].w;
+      const float v[4] = {x[t].x * w.x, x[t].y * w.y, x[t].z * w.z, x[t].w * w.w};
+      __nv_bfloat16 hi[4], lo[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        hi[i] = __float2bfloat16_rn(v[i]);
+        lo[i] = __float2bfloat16_rn(v[i] - __bfloat162float(hi[i]));
+      }
+      *reinterpret_cast<uint2*>(panel.hi + t * panel.pitch + c) = *reinterpret_cast<uint2*>(hi);
+      *reinterpret_cast<uint2*>(panel.lo + t * panel.pitch + c) = *reinterpret_cast<uint2*>(lo);
+    }
+  }
+  if (!a.normalize) return;
+#pragma unroll
+  for (int t = 0; t < kMatVecTokens; ++t) {
+    if (t >= a.tokens) break;
+    const float sum = warp_sum(sums[t]);
+    if (threadIdx.x % 32 != 0) continue;
+    float& total = squares[t * kMostWarps + threadIdx.x / 32];
+    total = p > 0 ? total + sum : sum;
   }
 }
 
-// A warp's weights on their way through its ring.
-struct Stream {
-  uint4* ring;                // this lane's first place
-  const uint4* rows[kTiles];  // this lane's 16 bytes of the warp's next piece to be copied
-  int left;                   // pieces not yet asked for, counted from there
-
-  // Asks for the next piece, into place `place` of the ring.
-  template <typename Place>
-  __device__ __forceinline__ void ask(Place place, int ahead) {
-    if (ahead < left) {
+// A warp's weights on their way through its ring. A lane copies 16 bytes of rows lane / 8 and
+// lane / 8 + 4 of each tile; odd rows have the halves of their line swapped, so that the rows that
+// are read together lie in different banks.
+class Stream {
+ public:
+  // `row(r)` points to the slice of row r of the warp's 16.
+  template <typename Row>
+  __device__ Stream(uint4* ring, int pieces, const Row& row) : ring_(ring), left_(pieces) {
+    const int lane = threadIdx.x % 32, r = lane / 8, c = lane % 8;
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        copy_async(ring + (place * kTiles + t) * 32, rows[t] + ahead * (kPiece * 2 / 16));
+    for (int i = 0; i < kParts; ++i) from_[i] = row(r + 4 * i) + c;
+    to_ = ring + r * 8 + (c ^ (r % 2 * 4));
+    const int g = lane / 4, j = lane % 4;
+    at_ = ring + g * 8 + (j ^ (g % 2 * 4));
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i) ask(i, i);
+    advance();
+  }
+
+  // Waits for the next piece.
+  __device__ __forceinline__ void wait() const {
+    copy_wait<kDepth - 1>();
+    __syncwarp();
+  }
+  // This lane's weights of half a piece.
+  __device__ __forceinline__ void take(int place, int half, uint4 (&w)[kTiles]) const {
+    const uint4* at = half == 0 ? at_ : ring_ + ((at_ - ring_) ^ 4);
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) w[t] = at[(place * kTiles + t) * kTileVectors];
+  }
+  // The piece in the place has been taken: asks for the one that takes its place.
+  __device__ __forceinline__ void refill(int place) {
+    __syncwarp();
+    ask(place, place);
+  }
+  // All places have been taken once.
+  __device__ __forceinline__ void advance() {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) from_[i] += kDepth * kLine;
+    left_ -= kDepth;
+  }
+
+ private:
+  static constexpr int kParts = kRows / 4;
+  static constexpr int kLine = kPiece / 8;  // vectors of a row in a piece
+
+  __device__ __forceinline__ void ask(int place, int ahead) {
+    if (ahead < left_) {
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) {
+        copy_async(to_ + place * kTiles * kTileVectors + i * 4 * 8, from_[i] + ahead * kLine);
       }
     }
     copy_commit();
   }
-  __device__ __forceinline__ void advance() {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) rows[t] += kDepth * (kPiece * 2 / 16);
-    left -= kDepth;
-  }
+
+  const uint4* from_[kParts];  // of the piece after those asked for
+  uint4* to_;                  // in the first place
+  const uint4* ring_;
+  const uint4* at_;  // of the first half in the first place
+  int left_;         // pieces not yet asked for
 };
 
 struct Sums {
   float v[kTiles][4] = {};
 
-  // Adds the products of one piece: the high halves of 8 tokens are rows 0 to 7 of a fragment, the
-  // low ones rows 8 to 15.
+  // Adds the products of half a piece: the high halves of the tokens are rows 0 to 7 of a
+  // fragment, the low ones rows 8 to 15.
   __device__ __forceinline__ void add(const uint4 (&w)[kTiles], const __nv_bfloat16* hi,
                                       const __nv_bfloat16* lo, int tokens) {
     uint4 h = {}, l = {};
@@ -179,19 +212,11 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
   // A gated block's tiles are gate rows and the up rows that belong to them. Rows past the end
   // repeat the last one.
   const int first_row = (blockIdx.x * a.groups + group) * (a.gated ? kTileRows : kRows);
-  Stream stream;
-  stream.ring = reinterpret_cast<uint4*>(shared + warp * kRingBytes) + lane;
-  stream.left = pieces;
-#pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
-    const int row = a.gated ? min(first_row + g, a.rows - 1) + t * a.rows
-                            : min(first_row + t * kTileRows + g, a.rows - 1);
-    stream.rows[t] = reinterpret_cast<const uint4*>(a.weight + int64_t{row} * a.cols +
-                                                    first_piece * kPiece + j * 8);
-  }
-#pragma unroll
-  for (int i = 0; i < kDepth; ++i) stream.ask(i, i);
-  stream.advance();
+  Stream stream(reinterpret_cast<uint4*>(shared + warp * kRingBytes), pieces, [&](int r) {
+    const int row = a.gated ? min(first_row + r % kTileRows, a.rows - 1) + r / kTileRows * a.rows
+                            : min(first_row + r, a.rows - 1);
+    return reinterpret_cast<const uint4*>(a.weight + int64_t{row} * a.cols + first_piece * kPiece);
+  });
   const Panel panel(shared + warps * kRingBytes, a.tokens, a.panel);
   if (a.norm_weight != nullptr) {
     for (int c = threadIdx.x * 32; c < a.cols; c += blockDim.x * 32) prefetch(a.norm_weight + c);
@@ -212,12 +237,15 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
 #pragma unroll
       for (int i = 0; i < kDepth; ++i) {
         if (piece + i >= end) break;
-        copy_wait<kDepth - 1>();
-        uint4 w[kTiles];
+        stream.wait();
 #pragma unroll
-        for (int t = 0; t < kTiles; ++t) w[t] = stream.ring[(i * kTiles + t) * 32];
-        stream.ask(i, i);
-        sums.add(w, hi + i * kPiece, lo + i * kPiece, a.tokens);
+        for (int half = 0; half < 2; ++half) {
+          const int column = i * kPiece + half * kPiece / 2;
+          uint4 w[kTiles];
+          stream.take(i, half, w);
+          sums.add(w, hi + column, lo + column, a.tokens);
+        }
+        stream.refill(i);
       }
       hi += kDepth * kPiece;
       lo += kDepth * kPiece;
@@ -262,7 +290,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
 
 void launch_stream(const Launch& how, Args args) {
   [[maybe_unused]] static const bool allowed = [] {
-    allow_shared_memory(stream_kernel, kMostWarps * kRingBytes + 4 * kActivationBytes);
+    allow_shared_memory(stream_kernel, kMostWarps * kRingBytes + 2 * kActivationBytes);
     return true;
   }();
   // Up to two blocks for every multiprocessor, so that a fast one can take more.
@@ -270,7 +298,7 @@ void launch_stream(const Launch& how, Args args) {
   const int groups = (args.rows + outputs - 1) / outputs;
   const int slots = 2 * how.multiprocessors;
   args.groups = std::min((groups + slots - 1) / slots, kMostWarps);
-  const int warps_wanted = args.tokens <= 2 ? kMostWarps : kMostWarps / 2;
+  const int warps_wanted = args.tokens <= 2 ? kMostWarps : kMostWarps * 3 / 4;
   args.slices = std::clamp(warps_wanted / args.groups, 1, args.cols / kPiece);
   // Panels but the last are a multiple of the ring, so that each begins at the ring's first place.
   const int pieces = (args.cols / kPiece + args.slices - 1) / args.slices;

@@ -8,7 +8,8 @@
 
 namespace gsa::cuda {
 
-constexpr int kMatVecTokens = 8;
+// More tokens are as fast through cuBLASLt.
+constexpr int kMatVecTokens = 4;
 
 // y = W norm(x), y += W norm(x), or y = silu(Wgate norm(x)) * (Wup norm(x)); norm as in
 // NormProject.

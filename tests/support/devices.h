@@ -86,20 +86,20 @@ class DeviceTypeTest : public testing::TestWithParam<DeviceType> {
 // How an operation is computed, as far as that decides how exact it can be.
 enum class Form {
   kExact,    // copies and widens
-  kProduct,  // sums of products of weights, for so many rows as matrix-vector kernels take (16)
+  kProduct,  // sums of products of weights, for so many rows as matrix-vector kernels take (4)
   kWide,     // the same for more rows
   kDecode,   // the recurrence, one token of each sequence
   kChunk,    // the recurrence over several tokens of a sequence
 };
 
-inline Form product_form(int64_t rows) { return rows <= 16 ? Form::kProduct : Form::kWide; }
+inline Form product_form(int64_t rows) { return rows <= 4 ? Form::kProduct : Form::kWide; }
 
 // The largest relative error (norm of the difference by norm of what is right, of any one row) that
 // the arithmetic of the form can give; weights are exact in both, whatever their type.
 //
 // float32 sums of n products whose roundings are independent err by about sqrt(n) 2^-25, which is
 // 1.4e-6 for n = 2048, less where vector lanes sum apart; SiLU, norms and the recurrence add a few
-// 2^-24. On the GPU, above 16 rows: 32-bit weights are multiplied as TF32 (11 bits of significand:
+// 2^-24. On the GPU, above 4 rows: 32-bit weights are multiplied as TF32 (11 bits of significand:
 // 2^-12 / sqrt(3) = 1.4e-4 rms an operand, five times that for what the exponentials of softmax and
 // gates make of it, and 3 as the margin of a row over the mean), 16-bit weights by activations
 // rounded to bf16 (2^-9 / sqrt(3) = 1.1e-3 rms, twice in a gated MLP, the same margin). Chunks of
