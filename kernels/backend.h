@@ -134,6 +134,8 @@ class Backend {
   virtual void copy(const void* from, size_t bytes, void* to) = 0;
   virtual void fill(float* device, int64_t count, float value) = 0;
   virtual void synchronize() = 0;
+  // Tokens of a step at which prefill is about as fast as it gets.
+  virtual int64_t preferred_step_tokens() const = 0;
   // Bytes of device memory that could be allocated now.
   virtual int64_t free_memory() const = 0;
   // Bytes per second that reading memory reaches now, with all threads; takes about a second.

@@ -62,13 +62,23 @@ install_packages() {
     --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}" </dev/null >&2
 }
 
+# The CUDA backend is built where it can run: a GPU, nvcc, and no GSA_CUDA=OFF in the environment.
+cuda_options() {
+  if [ -z "${GSA_CUDA:-}" ] && command -v nvcc >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+    GSA_CUDA=ON
+  fi
+  [ "${GSA_CUDA:-}" != ON ] || echo -DGSA_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native
+}
+
 configure() {
   if [ build/build.ninja -nt CMakePresets.json ] &&
     grep -qxF "CMAKE_HOME_DIRECTORY:INTERNAL=$PWD" build/CMakeCache.txt; then
     return 0
   fi
-  local log
-  if ! log=$(cmake --preset release --fresh 2>&1); then
+  local log options
+  PATH=$PATH:/usr/local/cuda/bin
+  read -ra options < <(cuda_options) || true
+  if ! log=$(cmake --preset release --fresh "${options[@]}" 2>&1); then
     printf '%s\n' "$log" >&2
     exit 1
   fi

@@ -70,6 +70,7 @@ class CpuBackend final : public Backend {
     std::fill_n(device, count, value);
   }
   void synchronize() override {}
+  int64_t preferred_step_tokens() const override { return 512; }
   int64_t free_memory() const override { return available_memory(); }
   double measure_read_bandwidth() override { return cpu::measure_read_bandwidth(pool_); }
 

@@ -28,8 +28,10 @@ int64_t choose_capacity(const EngineOptions& options, const GsaConfig& config,
   return states;
 }
 
-Scheduler::Options scheduling(const EngineOptions& options) {
-  return {.step_tokens = options.step_tokens, .queue_limit = options.queue_limit};
+Scheduler::Options scheduling(const EngineOptions& options, const Backend& backend) {
+  const int64_t tokens =
+      options.step_tokens > 0 ? options.step_tokens : backend.preferred_step_tokens();
+  return {.step_tokens = tokens, .queue_limit = options.queue_limit};
 }
 
 StepLimits step_limits(const Scheduler::Options& scheduling, int64_t states) {
@@ -49,9 +51,9 @@ Engine::Engine(std::shared_ptr<const LoadedModel> model, const EngineOptions& op
     : model_(std::move(model)),
       backend_(make_backend(options.device, options.threads)),
       states_(model_->config, *backend_, choose_capacity(options, model_->config, *backend_)),
-      scheduling_(scheduling(options)),
+      scheduling_(scheduling(options, *backend_)),
       gsa_model_(model_->config, model_->weights, *backend_,
-                 step_limits(scheduling_, states_.capacity())),
+                 step_limits(scheduling_, states_.capacity()), options.on_load),
       restored_logits_(backend_->allocate(model_->config.vocab_size * sizeof(float))),
       cache_(options.cache_bytes),
       scheduler_(scheduling_) {

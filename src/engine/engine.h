@@ -27,9 +27,10 @@ struct EngineOptions {
   int threads = 0;              // 0: one per physical core
   int64_t states = 0;           // sequences that run at once; 0: as many as memory_bytes hold
   int64_t memory_bytes = 0;     // for states; 0 with states 0: one state
-  int64_t step_tokens = 512;    // most tokens of a step: prompts are cut into chunks of it
+  int64_t step_tokens = 0;      // most in a step, by which prompts are cut; 0: the device's choice
   int64_t queue_limit = 1024;   // requests that may wait
   int64_t cache_bytes = 0;      // of host memory for the prefix cache; 0: none
+  GsaModel::LoadProgress on_load{};  // called by the constructor while weights go to the device
 };
 
 struct EngineStats {
@@ -67,6 +68,7 @@ class Engine {
   const LoadedModel& model() const { return *model_; }
   const Backend& backend() const { return *backend_; }
   int64_t capacity() const { return states_.capacity(); }
+  int64_t step_tokens() const { return scheduling_.step_tokens; }
   int64_t weight_bytes() const { return gsa_model_.weight_bytes(); }
 
   // Queues a request and returns at once. `on_result` is called exactly once for every id that is

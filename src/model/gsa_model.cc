@@ -29,12 +29,18 @@ void Batch::clear() {
 }
 
 GsaModel::GsaModel(const GsaConfig& config, const ModelWeights& weights, Backend& backend,
-                   const StepLimits& limits)
+                   const StepLimits& limits, const LoadProgress& progress)
     : config_(config), weights_(weights), backend_(backend), limits_(limits) {
-  const auto import = [&](TensorView& tensor) {
-    if (tensor) tensor = backend.import_weights(tensor);
-  };
   const bool tied = weights.lm_head.data == weights.embeddings.data;
+  const int64_t total =
+      weight_bytes() + (tied ? 0 : static_cast<int64_t>(weights.embeddings.bytes()));
+  int64_t done = 0;
+  const auto import = [&](TensorView& tensor) {
+    if (!tensor) return;
+    tensor = backend.import_weights(tensor);
+    done += static_cast<int64_t>(tensor.bytes());
+    if (progress) progress(done, total);
+  };
   import(weights_.embeddings);
   for (LayerWeights& layer : weights_.layers) {
     for (TensorView LayerWeights::*tensor : kLayerTensors) import(layer.*tensor);

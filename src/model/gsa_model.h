@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -35,9 +36,12 @@ struct Batch {
 // on the device. Used by one thread at a time, the one that uses the backend.
 class GsaModel {
  public:
+  // Told how many bytes of the weights the backend has, while they are handed over.
+  using LoadProgress = std::function<void(int64_t done, int64_t total)>;
+
   // The weights must outlive the model. Throws where the backend lacks memory.
   GsaModel(const GsaConfig& config, const ModelWeights& weights, Backend& backend,
-           const StepLimits& limits);
+           const StepLimits& limits, const LoadProgress& progress = nullptr);
 
   const GsaConfig& config() const { return config_; }
   const StepLimits& limits() const { return limits_; }

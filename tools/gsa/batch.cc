@@ -21,6 +21,7 @@
 #include "tools/gsa/commands.h"
 #include "tools/gsa/interrupt.h"
 #include "tools/gsa/options.h"
+#include "tools/gsa/progress_bar.h"
 #include "tools/gsa/result_json.h"
 
 namespace gsa {
@@ -272,6 +273,7 @@ int run_batch(const BatchFlags& flags) {
   if (options.states == 0 && options.memory_bytes == 0) options.states = kDefaultStates;
   // The run outlives the engine, whose callbacks it serves.
   std::unique_ptr<BatchRun> run;
+  options.on_load = loading_bar();
   Engine engine(load_model(flags.run.model), options);
   run = std::make_unique<BatchRun>(engine, flags);
   spdlog::debug("{} states on {}", engine.capacity(), engine.backend().description());

@@ -15,6 +15,7 @@
 #include "tools/gsa/commands.h"
 #include "tools/gsa/interrupt.h"
 #include "tools/gsa/options.h"
+#include "tools/gsa/progress_bar.h"
 
 namespace gsa {
 namespace {
@@ -24,7 +25,7 @@ struct BenchFlags {
   std::string config, type = "bf16", format = "md";
   std::vector<int64_t> prompts, generations, batches, depths;
   int repetitions = 3;
-  int64_t step_tokens = 512;
+  int64_t step_tokens = 0;  // 0: the engine's choice
   bool feed_depth = false;
 };
 
@@ -43,7 +44,8 @@ class Bench {
         engine_(model_, {.device = flags.run.device,
                          .threads = flags.run.threads,
                          .states = *std::max_element(flags.batches.begin(), flags.batches.end()),
-                         .step_tokens = flags.step_tokens}) {}
+                         .step_tokens = flags.step_tokens,
+                         .on_load = loading_bar()}) {}
 
   void run() {
     const InterruptGuard guard;
@@ -115,10 +117,10 @@ class Bench {
                  .n_depth = depth};
     const double state_bytes = 2.0 * static_cast<double>(config.state_bytes());  // read and written
     const double tokens = static_cast<double>(batch * std::max(n_prompt, n_gen));
-    const double steps =
-        n_gen > 0
-            ? static_cast<double>(n_gen)
-            : static_cast<double>((batch * n_prompt + flags_.step_tokens - 1) / flags_.step_tokens);
+    const double steps = n_gen > 0
+                             ? static_cast<double>(n_gen)
+                             : static_cast<double>((batch * n_prompt + engine_.step_tokens() - 1) /
+                                                   engine_.step_tokens());
     const double states_touched = n_gen > 0 ? static_cast<double>(batch) : 1;
     row.bytes_per_token =
         steps * (static_cast<double>(engine_.weight_bytes()) + states_touched * state_bytes) /
@@ -199,8 +201,10 @@ void add_bench(CLI::App& program, Action& action) {
   command->add_option("-r,--repetitions", flags->repetitions, "Repetitions of each measurement")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  command->add_option("--step-tokens", flags->step_tokens, "Most tokens in a step")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+  command
+      ->add_option("--step-tokens", flags->step_tokens,
+                   "Most tokens in a step; 0: 512 on a CPU, 2048 on a GPU")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 20))
       ->capture_default_str();
   command->add_option("-o,--output", flags->format, "Form of the table")
       ->check(CLI::IsMember({"md", "csv", "json", "jsonl"}))

@@ -16,6 +16,7 @@
 #include "tools/gsa/commands.h"
 #include "tools/gsa/line_editor.h"
 #include "tools/gsa/options.h"
+#include "tools/gsa/progress_bar.h"
 
 namespace gsa {
 namespace {
@@ -65,8 +66,10 @@ void show_banner(const Engine& engine, const Conversation& conversation, ChatScr
 
 int run_chat(const ChatFlags& flags) {
   const Request request = make_request(flags.sampling);
-  Engine engine(load_model(flags.run.model),
-                {.device = flags.run.device, .threads = flags.run.threads, .states = 1});
+  Engine engine(load_model(flags.run.model), {.device = flags.run.device,
+                                              .threads = flags.run.threads,
+                                              .states = 1,
+                                              .on_load = loading_bar()});
   const auto keep_bytes = static_cast<int64_t>(flags.undo_memory_mib * 0x1p20);
   Conversation conversation(engine, request, {.keep_bytes = keep_bytes, .system = flags.system});
   if (!flags.load.empty()) {

@@ -1,7 +1,5 @@
 #include "checkpoint/convert.h"
 
-#include <unistd.h>
-
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -11,6 +9,7 @@
 #include "text/tokenizer.h"
 #include "tools/gsa/commands.h"
 #include "tools/gsa/interrupt.h"
+#include "tools/gsa/progress_bar.h"
 
 namespace gsa {
 namespace {
@@ -18,29 +17,6 @@ namespace {
 struct ConvertFlags {
   std::string source, destination, type, tokenizer;
   bool force = false;
-};
-
-// A line on the terminal, ended whatever ends the conversion.
-class ProgressBar {
- public:
-  ~ProgressBar() {
-    if (shown_ >= 0) std::fputc('\n', stderr);
-  }
-
-  void show(int64_t done, int64_t total) {
-    const int64_t percent = total > 0 ? done * 100 / total : 100;
-    if (!terminal_ || percent == shown_) return;
-    shown_ = percent;
-    constexpr int64_t kWidth = 40;
-    const int64_t filled = percent * kWidth / 100;
-    std::fprintf(stderr, "\r[%s%s] %3d%%  %.2f of %.2f GB", std::string(filled, '#').c_str(),
-                 std::string(kWidth - filled, ' ').c_str(), static_cast<int>(percent), done / 1e9,
-                 total / 1e9);
-  }
-
- private:
-  bool terminal_ = isatty(STDERR_FILENO) != 0;
-  int64_t shown_ = -1;
 };
 
 int run_convert(const ConvertFlags& flags) {

@@ -12,6 +12,7 @@
 #include "tools/gsa/commands.h"
 #include "tools/gsa/interrupt.h"
 #include "tools/gsa/options.h"
+#include "tools/gsa/progress_bar.h"
 #include "tools/gsa/result_json.h"
 
 namespace gsa {
@@ -85,7 +86,10 @@ int run_generate(const GenerateFlags& flags) {
   }
   request.keep_snapshot = !flags.save_state.empty();
   const uint64_t seed = request.sampling.seed;
-  Engine engine(model, {.device = flags.run.device, .threads = flags.run.threads, .states = 1});
+  Engine engine(model, {.device = flags.run.device,
+                        .threads = flags.run.threads,
+                        .states = 1,
+                        .on_load = loading_bar()});
   spdlog::debug("{}: {} on {}; seed {}", flags.run.model, model->type,
                 engine.backend().description(), seed);
   const InterruptGuard guard;  // to the end: a state is saved whole
