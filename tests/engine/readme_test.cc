@@ -24,9 +24,9 @@ std::string output_of(const std::string& command) {
 
 TEST(Readme, ShowsTheExampleThatIsCompiled) {
   const std::string readme = test::read_bytes(kSource + "/README.md");
-  const std::string example = test::read_bytes(kSource + "/examples/embed.cc");
+  const std::string example = test::read_bytes(kSource + "/tests/examples/embed.cc");
   EXPECT_NE(readme.find("```cpp\n" + example + "```\n"), std::string::npos)
-      << "README.md must hold examples/embed.cc word for word";
+      << "README.md must hold tests/examples/embed.cc word for word";
 }
 
 TEST(Readme, ExampleTellsBothStoriesAsTheEngineDoes) {
