@@ -81,10 +81,6 @@ class CudaBackend final : public Backend {
               std::span<SampleResult> results) override;
 
  private:
-  // A step of decoding that was seen before: recorded at its second time, replayed from then on.
-  struct Recording {
-    GraphExec graph;
-  };
   using RecordingKey = std::tuple<int64_t, const void*, const void*>;  // rows, model, states
 
   void reserve_sampler(const TensorView& logits);
@@ -114,11 +110,11 @@ class CudaBackend final : public Backend {
   Sampler sampler_;
   int64_t sampler_rows_ = 0, sampler_vocabulary_ = 0;
   DeviceArray<float> edges_;  // of the convolution
-  int64_t edge_floats_ = 0;
 
-  std::map<RecordingKey, Recording> recordings_;
-  Recording* recording_ = nullptr;  // the one being recorded
-  Recording* replay_ = nullptr;     // the one to be replayed
+  // Steps of decoding that were seen: empty at their first time, recorded at their second.
+  std::map<RecordingKey, GraphExec> recordings_;
+  GraphExec* recording_ = nullptr;  // the one being recorded
+  GraphExec* replay_ = nullptr;     // the one to be replayed
 };
 
 CudaBackend::CudaBackend() {
@@ -182,6 +178,8 @@ void CudaBackend::fill(float* device, int64_t count, float value) {
 
 void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) {
   uploader_.reset();  // all weights are there
+  synchronize();
+  recordings_.clear();
   limits_ = limits;
   step_.reserve(limits);
   if (limits.tokens > 1 || limits.logit_rows > kMatVecTokens) {
@@ -209,7 +207,7 @@ bool CudaBackend::begin_step(const Step& step) {
   recording_ = replay_ = nullptr;
   if (!recordable) return true;
   const auto [at, fresh] = recordings_.try_emplace({T + filled_up_, step.model, step.states});
-  if (at->second.graph) {
+  if (at->second) {
     replay_ = &at->second;
     return false;
   }
@@ -224,11 +222,11 @@ void CudaBackend::end_step() {
   if (recording_ != nullptr) {
     Graph graph;
     GSA_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), graph.out()));
-    GSA_CUDA_CHECK(cudaGraphInstantiate(recording_->graph.out(), graph.get(), 0));
+    GSA_CUDA_CHECK(cudaGraphInstantiate(recording_->out(), graph.get(), 0));
     replay_ = recording_;
     recording_ = nullptr;
   }
-  if (replay_ != nullptr) GSA_CUDA_CHECK(cudaGraphLaunch(replay_->graph.get(), stream_.get()));
+  if (replay_ != nullptr) GSA_CUDA_CHECK(cudaGraphLaunch(replay_->get(), stream_.get()));
 }
 
 void CudaBackend::embed(const TensorView& table, const TensorView& x) {
