@@ -90,7 +90,8 @@ struct Launch {
   cudaStream_t stream = nullptr;
   bool overlap = false;
   int multiprocessors = 1;
-  bool clusters = false;  // the device has thread block clusters (compute capability 9.0)
+  size_t shared_limit = 48 * 1024;  // bytes of shared memory that a block may have
+  bool clusters = false;            // the device has thread block clusters (compute capability 9.0)
 };
 
 struct Grid {

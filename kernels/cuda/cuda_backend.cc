@@ -124,6 +124,7 @@ CudaBackend::CudaBackend() {
   description_ = fmt::format("{}, {:.0f} GiB", device.name, device.totalGlobalMem / 0x1p30);
   alone_ = {.stream = stream_.get(),
             .multiprocessors = device.multiProcessorCount,
+            .shared_limit = device.sharedMemPerBlockOptin,
             .clusters = device.major >= 9};
   chained_ = alone_;
   chained_.overlap = device.major >= 9;

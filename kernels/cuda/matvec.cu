@@ -289,16 +289,20 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
 }
 
 void launch_stream(const Launch& how, Args args) {
-  [[maybe_unused]] static const bool allowed = [] {
-    allow_shared_memory(stream_kernel, kMostWarps * kRingBytes + 2 * kActivationBytes);
+  constexpr size_t kPanelBytes = 38 * 1024;  // at most, what panel_pieces below comes to
+  const size_t room = std::min(how.shared_limit - sizeof(float) * kMatVecTokens * kMostWarps,
+                               kMostWarps * kRingBytes + kPanelBytes);
+  [[maybe_unused]] static const bool allowed = [&] {
+    allow_shared_memory(stream_kernel, room);
     return true;
   }();
+  const int most_warps = std::min(kMostWarps, static_cast<int>((room - kPanelBytes) / kRingBytes));
   // Up to two blocks for every multiprocessor, so that a fast one can take more.
   const int outputs = args.gated ? kTileRows : kRows;
   const int groups = (args.rows + outputs - 1) / outputs;
   const int slots = 2 * how.multiprocessors;
-  args.groups = std::min((groups + slots - 1) / slots, kMostWarps);
-  const int warps_wanted = args.tokens <= 2 ? kMostWarps : kMostWarps * 3 / 4;
+  args.groups = std::min((groups + slots - 1) / slots, most_warps);
+  const int warps_wanted = std::min(args.tokens <= 2 ? kMostWarps : kMostWarps * 3 / 4, most_warps);
   args.slices = std::clamp(warps_wanted / args.groups, 1, args.cols / kPiece);
   // Panels but the last are a multiple of the ring, so that each begins at the ring's first place.
   const int pieces = (args.cols / kPiece + args.slices - 1) / args.slices;
@@ -312,6 +316,7 @@ void launch_stream(const Launch& how, Args args) {
   const int warps = args.groups * args.slices;
   const size_t bytes = warps * std::max<size_t>(kRingBytes, size_t{4} * args.tokens * kRows) +
                        size_t{4} * args.tokens * (args.panel + 32);
+  assert(bytes <= room);
   launch(how,
          {.blocks = static_cast<unsigned>((groups + args.groups - 1) / args.groups),
           .threads = static_cast<unsigned>(warps * 32),
