@@ -3,6 +3,7 @@
 #include <cassert>
 
 #include "kernels/error.h"
+#include "kernels/quantized.h"
 
 namespace gsa {
 
@@ -19,8 +20,16 @@ size_t dtype_bytes(DType dtype) {
       return 8;
     case DType::kU8:
       return 1;
+    case DType::kQ8:
+    case DType::kQ4:
+      throw Error("{} has no elements of its own, only groups", dtype_name(dtype));
   }
   throw Error("unknown dtype {}", static_cast<int>(dtype));
+}
+
+size_t row_bytes(DType dtype, int64_t columns) {
+  if (is_quantized(dtype)) return QuantizedRow::bytes(dtype, columns);
+  return static_cast<size_t>(columns) * dtype_bytes(dtype);
 }
 
 std::string_view dtype_name(DType dtype) {
@@ -39,6 +48,10 @@ std::string_view dtype_name(DType dtype) {
       return "i64";
     case DType::kU8:
       return "u8";
+    case DType::kQ8:
+      return "q8";
+    case DType::kQ4:
+      return "q4";
   }
   throw Error("unknown dtype {}", static_cast<int>(dtype));
 }
@@ -54,6 +67,11 @@ int64_t TensorView::elements() const {
   int64_t n = 1;
   for (int i = 0; i < rank; ++i) n *= shape[i];
   return n;
+}
+
+size_t TensorView::bytes() const {
+  const int64_t columns = rank == 0 ? 1 : shape[rank - 1];
+  return columns == 0 ? 0 : static_cast<size_t>(elements() / columns) * row_bytes(dtype, columns);
 }
 
 TensorView TensorView::rows(int64_t begin, int64_t count) const {

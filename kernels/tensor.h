@@ -9,12 +9,20 @@
 
 namespace gsa {
 
-enum class DType : uint8_t { kF32, kF16, kBF16, kF64, kI32, kI64, kU8 };
+// kQ8 and kQ4 are matrices of small integers with a float16 scale for every group of 32 columns
+// (kernels/quantized.h); their elements have no address.
+enum class DType : uint8_t { kF32, kF16, kBF16, kF64, kI32, kI64, kU8, kQ8, kQ4 };
 
-// Bytes of one element.
+constexpr bool is_quantized(DType dtype) { return dtype == DType::kQ8 || dtype == DType::kQ4; }
+
+// Bytes of one element. REQUIRES: not quantized (throws otherwise).
 size_t dtype_bytes(DType dtype);
 
-// The lower-case name users type and read: "f32", "f16", "bf16", "f64", "i32", "i64", "u8".
+// Bytes of `columns` elements that lie beside each other.
+size_t row_bytes(DType dtype, int64_t columns);
+
+// The lower-case name users type and read: "f32", "f16", "bf16", "f64", "i32", "i64", "u8", "q8",
+// "q4".
 std::string_view dtype_name(DType dtype);
 
 // A dense row-major array of up to four dimensions. Owns nothing: whoever makes a view says how
@@ -32,7 +40,7 @@ struct TensorView {
 
   explicit operator bool() const { return data != nullptr; }
   int64_t elements() const;
-  size_t bytes() const { return static_cast<size_t>(elements()) * dtype_bytes(dtype); }
+  size_t bytes() const;
 
   // Rows [begin, begin + count) along the first dimension.
   TensorView rows(int64_t begin, int64_t count) const;

@@ -58,6 +58,7 @@ class CpuBackend final : public Backend {
   int threads() const override { return pool_.threads(); }
 
   Buffer allocate(size_t bytes) override;
+  bool supports(DType) const override { return true; }
   TensorView import_weights(const TensorView& host) override { return host; }
   void upload(const void* host, size_t bytes, void* device) override {
     std::memcpy(device, host, bytes);
@@ -98,8 +99,9 @@ class CpuBackend final : public Backend {
 
   // normed_ = norm(x), row by row.
   void normalize(const TensorView& x, const TensorView& weight, double eps);
-  // y (+)= weight normed_, the rows of the weight shared out among the threads.
-  void project(const TensorView& weight, int64_t tokens, bool accumulate, const float* x, float* y);
+  // y (+)= weight x, the rows of the weight shared out among the threads. y is a row of y_stride.
+  void project(const TensorView& weight, int64_t tokens, bool accumulate, const float* x, float* y,
+               int64_t y_stride);
 
   ThreadPool pool_;
   Step step_;
@@ -141,7 +143,7 @@ void CpuBackend::normalize(const TensorView& x, const TensorView& weight, double
 }
 
 void CpuBackend::project(const TensorView& weight, int64_t tokens, bool accumulate, const float* x,
-                         float* y) {
+                         float* y, int64_t y_stride) {
   const int64_t rows = weight.shape[0];
   pool_.parallel_for((rows + kRowsPerUnit - 1) / kRowsPerUnit, [&](int64_t unit) {
     cpu::matmul_rows({.x = x,
@@ -152,14 +154,20 @@ void CpuBackend::project(const TensorView& weight, int64_t tokens, bool accumula
                       .row_end = std::min((unit + 1) * kRowsPerUnit, rows),
                       .accumulate = accumulate,
                       .y = y,
-                      .y_stride = rows});
+                      .y_stride = y_stride});
   });
 }
 
 void CpuBackend::norm_project(const NormProject& args) {
-  assert(args.x.shape[1] == args.weight.shape[1] && args.y.shape[1] == args.weight.shape[0]);
+  const int64_t out = args.y.shape[1], first = args.weight.shape[0];
+  assert(args.x.shape[1] == args.weight.shape[1]);
+  assert(out == first + (args.apart ? args.apart.shape[0] : 0));
   normalize(args.x, args.norm_weight, args.eps);
-  project(args.weight, args.x.shape[0], args.accumulate, normed_.data(), args.y.f32());
+  const auto part = [&](const TensorView& weight, int64_t column) {
+    project(weight, args.x.shape[0], args.accumulate, normed_.data(), args.y.f32() + column, out);
+  };
+  part(args.weight, 0);
+  if (args.apart) part(args.apart, first);
 }
 
 void CpuBackend::gated_mlp(const GatedMlp& args) {
@@ -187,7 +195,7 @@ void CpuBackend::gated_mlp(const GatedMlp& args) {
                          args.hidden.f32() + t * F + begin);
     }
   });
-  project(args.down, tokens, true, args.hidden.f32(), args.x.f32());
+  project(args.down, tokens, true, args.hidden.f32(), args.x.f32(), args.x.shape[1]);
 }
 
 void CpuBackend::gather_logit_rows(const TensorView& x, const TensorView& out) {

@@ -1,5 +1,7 @@
 #include "kernels/cpu/matmul.h"
 
+#include <algorithm>
+
 #include "kernels/cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -8,54 +10,34 @@
 #include <hwy/highway.h>
 
 #include "kernels/cpu/load-inl.h"
+#include "kernels/cpu/quantized-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace gsa::cpu::HWY_NAMESPACE {
 
 const hn::ScalableTag<float> kF;
-using Vec = hn::Vec<decltype(kF)>;
+using D = decltype(kF);
+using Vec = hn::Vec<D>;
+constexpr int64_t kLanes = hn::MaxLanes(kF);
 
-template <typename T>
 struct Operands {
   const float* x;
   int64_t x_stride;
-  const T* weight;
+  const uint8_t* weight;
+  int64_t row_bytes;
   int64_t cols;
+  const uint8_t* end;  // of the rows that this call reads
   float* y;
   int64_t y_stride;
   bool accumulate;
+
+  const uint8_t* row(int64_t r) const { return weight + r * row_bytes; }
 };
 
-// A register tile: ROWS rows of the weight by TOKENS tokens, one vector of partial sums for each.
-template <int ROWS, int TOKENS, typename T>
-HWY_INLINE void tile(const Operands<T>& o, int64_t row, int64_t token) {
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(kF));
-  const T* w = o.weight + row * o.cols;
-  const float* x = o.x + token * o.x_stride;
-  Vec sums[ROWS][TOKENS];
-  for (auto& row_sums : sums) {
-    for (Vec& sum : row_sums) sum = hn::Zero(kF);
-  }
-  int64_t c = 0;
-  for (; c + lanes <= o.cols; c += lanes) {
-    Vec in[TOKENS];
-    HWY_UNROLL(8)
-    for (int t = 0; t < TOKENS; ++t) in[t] = hn::LoadU(kF, x + t * o.x_stride + c);
-    HWY_UNROLL(8)
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec weight = load_f32(kF, w + r * o.cols + c);
-      HWY_UNROLL(8)
-      for (int t = 0; t < TOKENS; ++t) sums[r][t] = hn::MulAdd(weight, in[t], sums[r][t]);
-    }
-  }
-  if (const int64_t rest = o.cols - c; rest > 0) {
-    Vec in[TOKENS];
-    for (int t = 0; t < TOKENS; ++t) in[t] = load_f32_tail(kF, x + t * o.x_stride + c, rest);
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec weight = load_f32_tail(kF, w + r * o.cols + c, rest);
-      for (int t = 0; t < TOKENS; ++t) sums[r][t] = hn::MulAdd(weight, in[t], sums[r][t]);
-    }
-  }
+// y (+)= the sums, each over its lanes. Every path ends here, so that all add in one order.
+template <int ROWS, int TOKENS>
+HWY_INLINE void finish(const Operands& o, int64_t row, int64_t token,
+                       const Vec (&sums)[ROWS][TOKENS]) {
   for (int t = 0; t < TOKENS; ++t) {
     float* y = o.y + (token + t) * o.y_stride + row;
     for (int r = 0; r < ROWS; ++r) {
@@ -65,6 +47,169 @@ HWY_INLINE void tile(const Operands<T>& o, int64_t row, int64_t token) {
   }
 }
 
+template <int ROWS, int TOKENS>
+HWY_INLINE void clear(Vec (&sums)[ROWS][TOKENS]) {
+  for (auto& row_sums : sums) {
+    for (Vec& sum : row_sums) sum = hn::Zero(kF);
+  }
+}
+
+// Asks for the rows behind a tile while the tile is computed, as fast as it is read: the
+// processor's own prefetching stops at the borders of pages, and a row is about one.
+class Ahead {
+ public:
+  HWY_INLINE Ahead(const Operands& o, const uint8_t* tile, int64_t tile_bytes)
+      : at_(tile + tile_bytes), end_(o.end) {}
+
+  template <int BYTES>
+  HWY_INLINE void advance() {
+    if (at_ < end_) {
+      for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(at_ + line, 0, 3);
+    }
+    at_ += BYTES;
+  }
+
+ private:
+  const uint8_t* at_;
+  const uint8_t* end_;
+};
+
+// A register tile: ROWS rows of the weight by TOKENS tokens, one vector of partial sums for each.
+template <typename T>
+struct Dense {
+  template <int ROWS, int TOKENS>
+  static HWY_INLINE void tile(const Operands& o, int64_t row, int64_t token) {
+    const T* w = reinterpret_cast<const T*>(o.row(row));
+    const float* x = o.x + token * o.x_stride;
+    Ahead ahead(o, o.row(row), ROWS * o.row_bytes);
+    Vec sums[ROWS][TOKENS];
+    clear(sums);
+    int64_t c = 0;
+    for (; c + kLanes <= o.cols; c += kLanes) {
+      Vec in[TOKENS];
+      HWY_UNROLL(8)
+      for (int t = 0; t < TOKENS; ++t) in[t] = hn::LoadU(kF, x + t * o.x_stride + c);
+      ahead.template advance<ROWS * kLanes * sizeof(T)>();
+      HWY_UNROLL(8)
+      for (int r = 0; r < ROWS; ++r) {
+        const Vec weight = load_f32(kF, w + r * o.cols + c);
+        HWY_UNROLL(8)
+        for (int t = 0; t < TOKENS; ++t) sums[r][t] = hn::MulAdd(weight, in[t], sums[r][t]);
+      }
+    }
+    if (const int64_t rest = o.cols - c; rest > 0) {
+      Vec in[TOKENS];
+      for (int t = 0; t < TOKENS; ++t) in[t] = load_f32_tail(kF, x + t * o.x_stride + c, rest);
+      for (int r = 0; r < ROWS; ++r) {
+        const Vec weight = load_f32_tail(kF, w + r * o.cols + c, rest);
+        for (int t = 0; t < TOKENS; ++t) sums[r][t] = hn::MulAdd(weight, in[t], sums[r][t]);
+      }
+    }
+    finish(o, row, token, sums);
+  }
+
+  // Columns [begin, begin + count) of a row as floats, zeros behind them up to whole vectors.
+  static HWY_INLINE void expand(const Operands& o, int64_t row, int64_t begin, int64_t count,
+                                float* to) {
+    const T* w = reinterpret_cast<const T*>(o.row(row)) + begin;
+    int64_t c = 0;
+    for (; c + kLanes <= count; c += kLanes) hn::StoreU(load_f32(kF, w + c), kF, to + c);
+    if (c < count) hn::StoreU(load_f32_tail(kF, w + c, count - c), kF, to + c);
+  }
+};
+
+template <class Group>
+struct Quantized {
+  static constexpr int64_t kGroup = QuantizedRow::kGroup;
+  static constexpr int64_t kGroupBytes = QuantizedRow::group_bytes(Group::kType);
+  static constexpr int kVectors = kGroupVectors<D>;
+
+  template <int ROWS, int TOKENS>
+  static HWY_INLINE void tile(const Operands& o, int64_t row, int64_t token) {
+    const uint8_t* w = o.row(row);
+    const float* x = o.x + token * o.x_stride;
+    const int64_t groups = QuantizedRow::groups(o.cols), whole = o.cols / kGroup;
+    Ahead ahead(o, w, ROWS * o.row_bytes);
+    GroupScales scales[ROWS];
+    Vec sums[ROWS][TOKENS];
+    clear(sums);
+    for (int64_t first = 0; first < groups; first += GroupScales::kMost) {
+      const int64_t end = std::min(first + GroupScales::kMost, groups);
+      for (int r = 0; r < ROWS; ++r) {
+        scales[r].load(kF, Group::kType, w + r * o.row_bytes, o.cols, first, end - first);
+      }
+      for (int64_t g = first; g < std::min(end, whole); ++g) {
+        Vec in[TOKENS][kVectors];
+        HWY_UNROLL(8)
+        for (int t = 0; t < TOKENS; ++t) {
+          for (int v = 0; v < kVectors; ++v) {
+            in[t][v] = hn::LoadU(kF, x + t * o.x_stride + g * kGroup + v * kLanes);
+          }
+        }
+        ahead.template advance<ROWS * kStoredBytes>();
+        HWY_UNROLL(8)
+        for (int r = 0; r < ROWS; ++r) {
+          add_group(group(w + r * o.row_bytes, g, scales[r], g - first), in, sums[r], kVectors);
+        }
+      }
+      if (end > whole) {
+        const int64_t rest = o.cols - whole * kGroup;
+        Vec in[TOKENS][kVectors];
+        for (int t = 0; t < TOKENS; ++t)
+          load_rest(x + t * o.x_stride + whole * kGroup, rest, in[t]);
+        for (int r = 0; r < ROWS; ++r) {
+          add_group(group(w + r * o.row_bytes, whole, scales[r], whole - first), in, sums[r],
+                    static_cast<int>((rest + kLanes - 1) / kLanes));
+        }
+      }
+    }
+    finish(o, row, token, sums);
+  }
+
+  // REQUIRES: begin is a multiple of 32. Whole groups are written.
+  static HWY_INLINE void expand(const Operands& o, int64_t row, int64_t begin, int64_t count,
+                                float* to) {
+    const int64_t first = begin / kGroup, groups = QuantizedRow::groups(count);
+    GroupScales scales;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t i = g % GroupScales::kMost;
+      if (i == 0) {
+        scales.load(kF, Group::kType, o.row(row), o.cols, first + g,
+                    std::min(GroupScales::kMost, groups - g));
+      }
+      const Group weights = group(o.row(row), first + g, scales, i);
+      for (int v = 0; v < kVectors; ++v) {
+        hn::StoreU(weights.vector(v), kF, to + g * kGroup + v * kLanes);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kStoredBytes = kGroupBytes + (Group::kType == DType::kQ4 ? 4 : 2);
+
+  static HWY_INLINE Group group(const uint8_t* row, int64_t g, const GroupScales& scales,
+                                int64_t i) {
+    return Group(kF, row + g * kGroupBytes, scales.scale[i], scales.minimum[i]);
+  }
+
+  template <int TOKENS>
+  static HWY_INLINE void add_group(const Group& group, const Vec (&in)[TOKENS][kVectors],
+                                   Vec (&sums)[TOKENS], int vectors) {
+    for (int v = 0; v < vectors; ++v) {
+      const Vec weight = group.vector(v);
+      HWY_UNROLL(8)
+      for (int t = 0; t < TOKENS; ++t) sums[t] = hn::MulAdd(weight, in[t][v], sums[t]);
+    }
+  }
+
+  static HWY_INLINE void load_rest(const float* x, int64_t rest, Vec (&in)[kVectors]) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t n = std::clamp<int64_t>(rest - v * kLanes, 0, kLanes);
+      in[v] = load_f32_tail(kF, x + v * kLanes, n);
+    }
+  }
+};
+
 // Tokens of a tile: as many sums as the registers hold (32 with AVX-512 and NEON, 16 otherwise).
 constexpr int kRows = 4;
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
@@ -73,44 +218,148 @@ constexpr int kTokens = 6;
 constexpr int kTokens = 3;
 #endif
 
-template <int ROWS, typename T>
-HWY_INLINE void all_tokens(const Operands<T>& o, int64_t row, int64_t begin, int64_t end) {
-  int64_t t = begin;
-  for (; t + kTokens <= end; t += kTokens) tile<ROWS, kTokens>(o, row, t);
-  for (; t + 2 <= end; t += 2) tile<ROWS, 2>(o, row, t);
-  if (t < end) tile<ROWS, 1>(o, row, t);
+// Few tokens: bound by reading the weights, which go from memory into the sums.
+template <class W>
+void few_tokens(const Operands& o, int64_t row_begin, int64_t row_end, int64_t tokens) {
+  int64_t row = row_begin;
+  if (tokens == 1) {
+    for (; row + 8 <= row_end; row += 8) W::template tile<8, 1>(o, row, 0);
+  }
+  const auto all_tokens = [&]<int ROWS>(int64_t r) HWY_ATTR {
+    int64_t t = 0;
+    for (; t + 4 <= tokens; t += 4) W::template tile<ROWS, 4>(o, r, t);
+    for (; t + 2 <= tokens; t += 2) W::template tile<ROWS, 2>(o, r, t);
+    if (t < tokens) W::template tile<ROWS, 1>(o, r, t);
+  };
+  for (; row + kRows <= row_end; row += kRows) all_tokens.template operator()<kRows>(row);
+  for (; row < row_end; ++row) all_tokens.template operator()<1>(row);
 }
 
-template <typename T>
-void rows_of(const MatmulRows& args) {
-  const Operands<T> o{.x = args.x,
-                      .x_stride = args.x_stride,
-                      .weight = static_cast<const T*>(args.weight.data),
-                      .cols = args.weight.shape[1],
-                      .y = args.y,
-                      .y_stride = args.y_stride,
-                      .accumulate = args.accumulate};
-  int64_t row = args.row_begin;
-  if (args.tokens == 1) {
-    for (; row + 8 <= args.row_end; row += 8) tile<8, 1>(o, row, 0);
+// Many tokens: bound by arithmetic. A panel of weights is widened once and used for a block of
+// tokens, columns in pieces that stay in the first cache level; between the pieces the vectors of
+// partial sums wait in memory, so that every sum still takes its columns in order.
+class Panel {
+ public:
+  static constexpr int64_t kPanelRows = 32, kColumns = 512, kBlockTokens = 96;
+
+  template <class W>
+  void run(const Operands& o, int64_t row_begin, int64_t row_end, int64_t tokens) {
+    for (int64_t row = row_begin; row < row_end; row += kPanelRows) {
+      const int64_t rows = std::min(kPanelRows, row_end - row);
+      for (int64_t t = 0; t < tokens; t += kBlockTokens) {
+        const int64_t block = std::min(kBlockTokens, tokens - t);
+        for (int64_t c = 0; c < o.cols; c += kColumns) {
+          const int64_t count = std::min(kColumns, o.cols - c);
+          for (int64_t r = 0; r < rows; ++r) {
+            W::expand(o, row + r, c, count, weights_ + r * kColumns);
+          }
+          piece(o, {row, rows, t, block, c, count});
+        }
+      }
+    }
   }
-  // A few tokens stay in the first cache level while all rows pass by.
-  for (int64_t t = 0; t < args.tokens; t += kTokens) {
-    const int64_t end = t + kTokens < args.tokens ? t + kTokens : args.tokens;
-    int64_t r = row;
-    for (; r + kRows <= args.row_end; r += kRows) all_tokens<kRows>(o, r, t, end);
-    for (; r < args.row_end; ++r) all_tokens<1>(o, r, t, end);
+
+ private:
+  struct Piece {
+    int64_t row, rows, token, tokens, column, columns;
+  };
+
+  void piece(const Operands& o, const Piece& p) {
+    int64_t t = 0;
+    for (; t + kTokens <= p.tokens; t += kTokens) all_rows<kTokens>(o, p, t);
+    for (; t < p.tokens; ++t) all_rows<1>(o, p, t);
+  }
+
+  template <int TOKENS>
+  HWY_INLINE void all_rows(const Operands& o, const Piece& p, int64_t t) {
+    int64_t r = 0;
+    for (; r + kRows <= p.rows; r += kRows) tile<kRows, TOKENS>(o, p, r, t);
+    for (; r < p.rows; ++r) tile<1, TOKENS>(o, p, r, t);
+  }
+
+  template <int ROWS, int TOKENS>
+  HWY_INLINE void tile(const Operands& o, const Piece& p, int64_t row, int64_t token) {
+    const float* w = weights_ + row * kColumns;
+    const float* x = o.x + (p.token + token) * o.x_stride + p.column;
+    float* kept = sums_ + (row * kBlockTokens + token * ROWS) * kLanes;
+    Vec sums[ROWS][TOKENS];
+    if (p.column == 0) {
+      clear(sums);
+    } else {
+      for (int i = 0; i < ROWS * TOKENS; ++i) {
+        sums[i / TOKENS][i % TOKENS] = hn::Load(kF, kept + i * kLanes);
+      }
+    }
+    int64_t c = 0;
+    for (; c + kLanes <= p.columns; c += kLanes) {
+      Vec in[TOKENS];
+      HWY_UNROLL(8)
+      for (int t = 0; t < TOKENS; ++t) in[t] = hn::LoadU(kF, x + t * o.x_stride + c);
+      HWY_UNROLL(8)
+      for (int r = 0; r < ROWS; ++r) {
+        const Vec weight = hn::Load(kF, w + r * kColumns + c);
+        HWY_UNROLL(8)
+        for (int t = 0; t < TOKENS; ++t) sums[r][t] = hn::MulAdd(weight, in[t], sums[r][t]);
+      }
+    }
+    if (const int64_t rest = p.columns - c; rest > 0) {
+      for (int t = 0; t < TOKENS; ++t) {
+        const Vec in = load_f32_tail(kF, x + t * o.x_stride + c, rest);
+        for (int r = 0; r < ROWS; ++r) {
+          sums[r][t] = hn::MulAdd(hn::Load(kF, w + r * kColumns + c), in, sums[r][t]);
+        }
+      }
+    }
+    if (p.column + p.columns == o.cols) {
+      finish(o, p.row + row, p.token + token, sums);
+    } else {
+      for (int i = 0; i < ROWS * TOKENS; ++i) {
+        hn::Store(sums[i / TOKENS][i % TOKENS], kF, kept + i * kLanes);
+      }
+    }
+  }
+
+  HWY_ALIGN float weights_[kPanelRows * kColumns];
+  HWY_ALIGN float sums_[kPanelRows * kBlockTokens * kLanes];
+};
+
+// From here on widening the weights first is worth its while.
+constexpr int64_t kManyTokens = 12;
+
+template <class W>
+void rows_of(const MatmulRows& args) {
+  const auto* weight = static_cast<const uint8_t*>(args.weight.data);
+  const int64_t cols = args.weight.shape[1];
+  const auto bytes = static_cast<int64_t>(row_bytes(args.weight.dtype, cols));
+  const Operands o{.x = args.x,
+                   .x_stride = args.x_stride,
+                   .weight = weight,
+                   .row_bytes = bytes,
+                   .cols = cols,
+                   .end = weight + args.row_end * bytes,
+                   .y = args.y,
+                   .y_stride = args.y_stride,
+                   .accumulate = args.accumulate};
+  if (args.tokens < kManyTokens) {
+    few_tokens<W>(o, args.row_begin, args.row_end, args.tokens);
+  } else {
+    Panel panel;
+    panel.run<W>(o, args.row_begin, args.row_end, args.tokens);
   }
 }
 
 void MatmulRowsTarget(const MatmulRows& args) {
   switch (args.weight.dtype) {
     case DType::kF32:
-      return rows_of<float>(args);
+      return rows_of<Dense<float>>(args);
     case DType::kF16:
-      return rows_of<F16>(args);
+      return rows_of<Dense<F16>>(args);
     case DType::kBF16:
-      return rows_of<BF16>(args);
+      return rows_of<Dense<BF16>>(args);
+    case DType::kQ8:
+      return rows_of<Quantized<Q8Group<D>>>(args);
+    case DType::kQ4:
+      return rows_of<Quantized<Q4Group<D>>>(args);
     default:
       HWY_ABORT("matmul: unsupported weight type");
   }

@@ -30,6 +30,9 @@ constexpr std::string_view safetensors_dtype(DType dtype) {
       return "I64";
     case DType::kU8:
       return "U8";
+    case DType::kQ8:
+    case DType::kQ4:
+      break;  // stored as U8
   }
   throw Error("unknown dtype {}", static_cast<int>(dtype));
 }

@@ -20,7 +20,7 @@ using test::StepData;
 using test::Weights;
 
 using BackendProducts = test::DeviceTypeTest;
-INSTANTIATE_TEST_SUITE_P(Devices, BackendProducts, testing::ValuesIn(test::device_types()),
+INSTANTIATE_TEST_SUITE_P(Devices, BackendProducts, testing::ValuesIn(test::matrix_types()),
                          test::device_type_name);
 
 constexpr int64_t kMostRows = 200;

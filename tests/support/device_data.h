@@ -12,6 +12,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/half.h"
+#include "kernels/quantized.h"
 
 namespace gsa::test {
 
@@ -46,8 +47,43 @@ class Random {
   std::mt19937 generator_;
 };
 
+// Stores a row of floats as q8 or q4: between the extremes of every group.
+inline void quantize(std::span<const float> values, DType type, std::byte* row) {
+  const int64_t columns = static_cast<int64_t>(values.size());
+  const auto put = [&](float value, size_t offset, int64_t group) {
+    const uint16_t bits = f32_to_f16(value);
+    std::memcpy(row + offset + group * sizeof(bits), &bits, sizeof(bits));
+    return f16_to_f32(bits);
+  };
+  for (int64_t g = 0; g < QuantizedRow::groups(columns); ++g) {
+    const auto group = values.subspan(g * 32, std::min<int64_t>(32, columns - g * 32));
+    const auto [low, high] = std::minmax_element(group.begin(), group.end());
+    const bool q8 = type == DType::kQ8;
+    const float span = q8 ? 1.01f * std::max(*high, -*low) / 127 : (*high - *low) / 15;
+    const float scale = put(span, QuantizedRow::scales_offset(type, columns), g);
+    const float minimum = q8 ? 0 : put(*low, QuantizedRow::minima_offset(type, columns), g);
+    std::byte* integers = row + g * QuantizedRow::group_bytes(type);
+    for (size_t i = 0; i < group.size(); ++i) {
+      const int n = static_cast<int>(std::lround((group[i] - minimum) / scale));
+      if (q8) {
+        integers[i] = static_cast<std::byte>(n);
+      } else {
+        integers[i % 16] |= static_cast<std::byte>(std::clamp(n, 0, 15) << (i < 16 ? 0 : 4));
+      }
+    }
+  }
+}
+
 // Stores floats as another type, rounded.
 inline void narrow(std::span<const float> values, const TensorView& to) {
+  if (is_quantized(to.dtype)) {
+    std::memset(to.data, 0, to.bytes());
+    for (int64_t r = 0; r < to.shape[0]; ++r) {
+      quantize(values.subspan(r * to.shape[1], to.shape[1]), to.dtype,
+               static_cast<std::byte*>(to.rows(r, 1).data));
+    }
+    return;
+  }
   for (size_t i = 0; i < values.size(); ++i) {
     if (to.dtype == DType::kF32) {
       to.f32()[i] = values[i];
@@ -63,7 +99,7 @@ class Weights {
  public:
   Weights(Backend& backend, DType dtype, std::initializer_list<int64_t> shape,
           const std::vector<float>& values)
-      : bytes_(values.size() * dtype_bytes(dtype)), host(bytes_.data(), dtype, shape) {
+      : bytes_(TensorView(nullptr, dtype, shape).bytes()), host(bytes_.data(), dtype, shape) {
     narrow(values, host);
     device = backend.import_weights(host);
   }

@@ -50,6 +50,13 @@ inline std::vector<DeviceType> device_types() {
   return all;
 }
 
+// The same with the types that only large matrices have.
+inline std::vector<DeviceType> matrix_types() {
+  std::vector<DeviceType> all = device_types();
+  for (DType dtype : {DType::kQ8, DType::kQ4}) all.push_back({"cpu", dtype});
+  return all;
+}
+
 inline void PrintTo(const DeviceType& param, std::ostream* out) {
   *out << param.device << ' ' << dtype_name(param.dtype);
 }

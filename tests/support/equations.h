@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/half.h"
+#include "kernels/quantized.h"
 #include "kernels/shape.h"
 #include "kernels/tensor.h"
 
@@ -18,6 +19,14 @@ using Doubles = std::vector<double>;
 // A stored tensor in double precision.
 inline Doubles widen(const TensorView& view) {
   Doubles out(view.elements());
+  if (is_quantized(view.dtype)) {
+    const int64_t columns = view.shape[1];
+    for (int64_t i = 0; i < view.elements(); ++i) {
+      const auto* row = static_cast<const std::byte*>(view.rows(i / columns, 1).data);
+      out[i] = QuantizedRow::value(row, view.dtype, columns, i % columns);
+    }
+    return out;
+  }
   for (size_t i = 0; i < out.size(); ++i) {
     if (view.dtype == DType::kF32) {
       out[i] = static_cast<const float*>(view.data)[i];
