@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <map>
 #include <set>
 
 #include "checkpoint/json.h"
@@ -15,11 +16,17 @@ constexpr const char* kFormat = "1";
 
 DType parse_type(const SafetensorsFile& file) {
   const std::string& type = file.metadata("gsa.type");
-  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4}) {
     if (type == dtype_name(dtype)) return dtype;
   }
-  throw Error("{}: metadata gsa.type is {}, expected f32, f16 or bf16", file.name(),
+  throw Error("{}: metadata gsa.type is {}, expected f32, f16, bf16, q8 or q4", file.name(),
               printable(type));
+}
+
+// What is not quantized in a quantized checkpoint has the embeddings' type.
+MatrixTypes matrix_types(const SafetensorsFile& file) {
+  const DType fine = file.tensor("embeddings").dtype;
+  return {parse_type(file), fine == DType::kBF16 ? DType::kBF16 : DType::kF16};
 }
 
 TokenizerRules parse_rules(const SafetensorsFile& file) {
@@ -81,10 +88,10 @@ bool is_pad(const std::string& name, const TensorView& tensor) {
          tensor.dtype == DType::kU8 && tensor.rank == 1 && tensor.shape[0] < kTensorAlignment;
 }
 
-void check_tensors(const SafetensorsFile& file, const GsaConfig& config, DType type) {
+void check_tensors(const SafetensorsFile& file, const GsaConfig& config, const MatrixTypes& types) {
   std::set<std::string> expected;
-  for (const LayoutTensor& weight : checkpoint_layout(config, type)) {
-    check_weight(file, weight.entry);
+  for (const LayoutTensor& weight : checkpoint_layout(config, types)) {
+    check_weight(file, weight.stored());
     expected.insert(weight.entry.name);
   }
   for (const auto& [name, tensor] : file.tensors()) {
@@ -99,17 +106,28 @@ void check_tensors(const SafetensorsFile& file, const GsaConfig& config, DType t
   }
 }
 
+// The weights as the layout describes them: a quantized matrix is stored as plain bytes.
 ModelWeights map_weights(const SafetensorsFile& file, const GsaConfig& config) {
+  std::map<std::string, TensorView> views;
+  for (const LayoutTensor& weight : checkpoint_layout(config, matrix_types(file))) {
+    const SafetensorsWriter::Entry& entry = weight.entry;
+    TensorView view = file.tensor(entry.name);
+    view.dtype = entry.dtype;
+    std::copy(entry.shape.begin(), entry.shape.end(), view.shape.begin());
+    views[entry.name] = view;
+  }
   const auto find = [&](const std::string& name) {
-    const auto it = file.tensors().find(name);
-    return it == file.tensors().end() ? TensorView() : it->second;
+    const auto it = views.find(name);
+    return it == views.end() ? TensorView() : it->second;
   };
   ModelWeights weights;
   weights.embeddings = find("embeddings");
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const std::string layer = fmt::format("layers.{}.", i);
+    const TensorView qkvf = find(layer + "qkvf");
     weights.layers.push_back({.attn_norm = find(layer + "attn_norm"),
-                              .qkvf = find(layer + "qkvf"),
+                              .qkvf = qkvf ? qkvf : find(layer + "qkv"),
+                              .f = find(layer + "f"),
                               .conv = find(layer + "conv"),
                               .feature_map = find(layer + "feature_map"),
                               .g_norm = find(layer + "g_norm"),
@@ -119,7 +137,8 @@ ModelWeights map_weights(const SafetensorsFile& file, const GsaConfig& config) {
                               .down = find(layer + "down")});
   }
   weights.norm = find("norm");
-  weights.lm_head = config.tie_word_embeddings ? weights.embeddings : find("lm_head");
+  const TensorView head = find("lm_head");
+  weights.lm_head = head ? head : weights.embeddings;
   return weights;
 }
 
@@ -140,10 +159,10 @@ Checkpoint Checkpoint::open(const std::filesystem::path& path) {
   SafetensorsFile file = SafetensorsFile::open(path);
   check_format(file);
   check_fingerprint(file);
-  const DType type = parse_type(file);
+  parse_type(file);
   GsaConfig config =
       parse_normalized_config(file.metadata("gsa.config"), file.name() + ": metadata gsa.config");
-  check_tensors(file, config, type);
+  check_tensors(file, config, matrix_types(file));
   return Checkpoint(std::move(file), std::move(config));
 }
 

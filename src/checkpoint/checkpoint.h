@@ -21,11 +21,13 @@ struct TokenizerRules {
 };
 
 // The weights of one layer, in place in the mapped file. Matrices are [rows, cols] row-major, in
-// the checkpoint's type; norms are f32. elementwise_affine concerns the attention output's norm
-// only, as in the training library: the others always have weights.
+// the checkpoint's type, but in a quantized checkpoint the embeddings, f and the feature map, whose
+// error would feed the memories, are f16 or bf16; norms are f32. elementwise_affine concerns the
+// attention output's norm only, as in the training library: the others always have weights.
 struct LayerWeights {
   TensorView attn_norm;    // [D] f32
-  TensorView qkvf;         // [H*K + G*K + G*V + G*M, D]
+  TensorView qkvf;         // [H*K + G*K + G*V + G*M, D]; without its last rows where f is there
+  TensorView f;            // [G*M, D] in a quantized checkpoint; else null
   TensorView conv;         // [H*K + G*K + G*V, conv_size] f32, or null
   TensorView feature_map;  // [K, K]; null unless t2r
   TensorView g_norm;       // [H*V] f32; null where elementwise_affine is false
@@ -39,7 +41,7 @@ struct ModelWeights {
   TensorView embeddings;  // [N, D]
   std::vector<LayerWeights> layers;
   TensorView norm;     // [D] f32
-  TensorView lm_head;  // [N, D]; the embeddings when tied
+  TensorView lm_head;  // [N, D]; when tied the embeddings or, quantized, a copy of them
 };
 
 // A converted checkpoint (docs/checkpoint-format.md), mapped and used in place.
@@ -56,7 +58,7 @@ class Checkpoint {
   const TokenizerRules& tokenizer_rules() const { return rules_; }
   const SafetensorsFile& file() const { return file_; }
 
-  // Type of the large matrices: "f32", "f16" or "bf16".
+  // Type of the large matrices: "f32", "f16", "bf16", "q8" or "q4".
   const std::string& type() const;
 
   // The serialised sentencepiece model; empty when the checkpoint has none.

@@ -4,10 +4,11 @@
 #include <cmath>
 #include <cstring>
 
+#include "checkpoint/convert_source.h"
 #include "checkpoint/files.h"
-#include "checkpoint/hf_folder.h"
 #include "checkpoint/json.h"
 #include "checkpoint/layout.h"
+#include "checkpoint/quantize.h"
 #include "checkpoint/xxhash64.h"
 #include "kernels/error.h"
 #include "kernels/half.h"
@@ -72,16 +73,20 @@ class Stream {
 
   void weight(const std::string& where, const std::string& name, const TensorView& source,
               DType type) {
+    // Pieces of whole rows, which quantized types need, or of any elements.
+    const int64_t columns = is_quantized(type) ? source.shape[source.rank - 1] : 1;
+    const int64_t rows = columns == 0 ? 0 : source.elements() / columns;
+    const int64_t most = std::max<int64_t>(1, kBlock / std::max<int64_t>(columns, 1));
     const auto* data = static_cast<const std::byte*>(source.data);
-    const size_t from_bytes = dtype_bytes(source.dtype), to_bytes = dtype_bytes(type);
-    for (int64_t begin = 0; begin < source.elements(); begin += kBlock) {
-      const int64_t count = std::min(kBlock, source.elements() - begin);
+    const size_t from_bytes = row_bytes(source.dtype, columns), to_bytes = row_bytes(type, columns);
+    for (int64_t begin = 0; begin < rows; begin += most) {
+      const int64_t count = std::min(most, rows - begin);
       const std::byte* piece = data + begin * from_bytes;
       const std::byte* result = piece;
       if (source.dtype != type) {
-        buffer_.resize(kBlock * to_bytes);
+        buffer_.resize(most * to_bytes);
         float misfit = 0;
-        if (!find_converter(source.dtype, type)(piece, count, buffer_.data(), misfit)) {
+        if (!convert_rows(piece, source.dtype, count, columns, type, misfit)) {
           throw Error("{}: tensor {} holds {}, which does not fit {}; convert to another type",
                       where, name, misfit, dtype_name(type));
         }
@@ -101,12 +106,29 @@ class Stream {
   }
 
  private:
+  // Into buffer_. Returns false, with the value in `misfit`, where one does not fit the type.
+  bool convert_rows(const std::byte* from, DType from_type, int64_t rows, int64_t columns,
+                    DType type, float& misfit) {
+    const int64_t count = rows * columns;
+    if (!is_quantized(type)) {
+      return find_converter(from_type, type)(from, count, buffer_.data(), misfit);
+    }
+    floats_.resize(count);
+    for (int64_t i = 0; i < count; ++i) {
+      floats_[i] = load(from + i * dtype_bytes(from_type), from_type);
+    }
+    const float* wrong = quantize_rows(floats_.data(), rows, columns, type, buffer_.data());
+    if (wrong != nullptr) misfit = *wrong;
+    return wrong == nullptr;
+  }
+
   SafetensorsWriter& writer_;
   int64_t total_;
   const ConvertOptions& options_;
   int64_t done_ = 0;
   XxHash64 hash_;
   std::vector<std::byte> buffer_;
+  std::vector<float> floats_;
 };
 
 int64_t entry_bytes(const SafetensorsWriter::Entry& entry) {
@@ -125,8 +147,8 @@ std::vector<SafetensorsWriter::Entry> file_entries(const std::vector<LayoutTenso
   std::vector<SafetensorsWriter::Entry> entries;
   int pads = 0;
   for (const LayoutTensor& weight : layout) {
-    entries.push_back(weight.entry);
-    if (const int64_t pad = pad_bytes(weight.entry); pad > 0) {
+    entries.push_back(weight.stored());
+    if (const int64_t pad = pad_bytes(entries.back()); pad > 0) {
       entries.push_back({fmt::format("{}{}", kPadPrefix, pads++), DType::kU8, {pad}});
     }
   }
@@ -145,16 +167,16 @@ std::string rules_json(const TokenizerRules& rules) {
   return json + "}";
 }
 
-std::map<std::string, std::string> file_metadata(const HfFolder& source, DType type) {
+std::map<std::string, std::string> file_metadata(const ConvertSource& source, DType type) {
   std::map<std::string, std::string> metadata = {
       {"gsa.format", "1"},
-      {"gsa.config", normalized_config(source.config())},
+      {"gsa.config", normalized_config(source.config)},
       {"gsa.type", std::string(dtype_name(type))},
       {"gsa.fingerprint", hex(0)},
-      {"gsa.tokenizer_rules", rules_json(source.tokenizer_rules())},
-      {"gsa.source", fs::canonical(source.path()).filename().string()},
+      {"gsa.tokenizer_rules", rules_json(source.rules)},
+      {"gsa.source", source.name},
   };
-  if (!source.chat_template().empty()) metadata["gsa.chat_template"] = source.chat_template();
+  if (!source.chat_template.empty()) metadata["gsa.chat_template"] = source.chat_template;
   return metadata;
 }
 
@@ -162,6 +184,9 @@ std::map<std::string, std::string> file_metadata(const HfFolder& source, DType t
 void check_destination(const fs::path& source, const fs::path& destination, bool force) {
   check_writable(destination);
   std::error_code error;
+  if (fs::equivalent(source, destination, error)) {
+    throw Error("{}: the source itself, expected another name", destination.string());
+  }
   const fs::path folder = destination.has_parent_path() ? destination.parent_path() : ".";
   const std::string name = destination.filename().string();
   if (fs::equivalent(source, folder, error)) {
@@ -188,21 +213,17 @@ void check_destination(const fs::path& source, const fs::path& destination, bool
 
 void convert(const fs::path& source_path, const fs::path& destination,
              const ConvertOptions& options) {
-  if (options.type && *options.type != DType::kF32 && *options.type != DType::kF16 &&
-      *options.type != DType::kBF16) {
-    throw Error("type {} is not supported, expected f32, f16 or bf16", dtype_name(*options.type));
+  for (DType none : {DType::kF64, DType::kI32, DType::kI64, DType::kU8}) {
+    if (options.type != none) continue;
+    throw Error("type {} is not supported, expected f32, f16, bf16, q8 or q4", dtype_name(none));
   }
-  HfFolder source = HfFolder::open(source_path);
-  if (options.tokenizer) {
-    source.use_tokenizer(*options.tokenizer);
-  } else {
-    source.use_tokenizer_json();
-  }
+  const ConvertSource source = open_convert_source(source_path, options.tokenizer);
   check_destination(source_path, destination, options.force);
-  const DType type = options.type.value_or(source.type());
+  const DType type = options.type.value_or(source.type);
+  const DType fine = source.type == DType::kBF16 ? DType::kBF16 : DType::kF16;
   const std::vector<LayoutTensor> layout =
-      checkpoint_layout(source.config(), type, source.stacked_gate());
-  const std::vector<SafetensorsWriter::Entry> entries = file_entries(layout, source.tokenizer());
+      checkpoint_layout(source.config, {type, fine}, source.stacked_gate);
+  const std::vector<SafetensorsWriter::Entry> entries = file_entries(layout, source.tokenizer);
   int64_t total = 0;
   for (const SafetensorsWriter::Entry& entry : entries) total += entry_bytes(entry);
 
@@ -214,13 +235,12 @@ void convert(const fs::path& source_path, const fs::path& destination,
   constexpr std::byte kZeros[kTensorAlignment] = {};
   for (const LayoutTensor& weight : layout) {
     for (const SourceTensor& part : weight.sources) {
-      stream.weight(source.path().string(), part.name, source.tensor(part.name),
-                    weight.entry.dtype);
+      stream.weight(source.where, part.name, source.tensor(part.name), weight.entry.dtype);
     }
-    if (const int64_t pad = pad_bytes(weight.entry); pad > 0) stream.bytes(kZeros, pad);
+    if (const int64_t pad = pad_bytes(weight.stored()); pad > 0) stream.bytes(kZeros, pad);
   }
-  if (!source.tokenizer().empty()) {
-    stream.bytes(source.tokenizer().data(), source.tokenizer().size());
+  if (!source.tokenizer.empty()) {
+    stream.bytes(source.tokenizer.data(), source.tokenizer.size());
   }
   writer.replace_metadata("gsa.fingerprint", hex(stream.hash().digest()));
   writer.finish();

@@ -26,7 +26,7 @@ struct LoadedModel {
 // Maps a converted checkpoint. Throws gsa::Error.
 std::shared_ptr<const LoadedModel> load_model(const std::filesystem::path& path);
 
-// A model of this shape with random weights of type f32, f16 or bf16, for measurements. `name`
+// A model of this shape with random weights of a checkpoint's types, for measurements. `name`
 // stands for it in tables.
 std::shared_ptr<const LoadedModel> random_model(const GsaConfig& config, DType type,
                                                 const std::string& name);

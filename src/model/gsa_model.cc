@@ -11,9 +11,10 @@ namespace {
 constexpr double kOutputNormEps = 1e-5;
 
 constexpr TensorView LayerWeights::*kLayerTensors[] = {
-    &LayerWeights::attn_norm,   &LayerWeights::qkvf,    &LayerWeights::conv,
-    &LayerWeights::feature_map, &LayerWeights::g_norm,  &LayerWeights::o_proj,
-    &LayerWeights::mlp_norm,    &LayerWeights::gate_up, &LayerWeights::down};
+    &LayerWeights::attn_norm, &LayerWeights::qkvf,        &LayerWeights::f,
+    &LayerWeights::conv,      &LayerWeights::feature_map, &LayerWeights::g_norm,
+    &LayerWeights::o_proj,    &LayerWeights::mlp_norm,    &LayerWeights::gate_up,
+    &LayerWeights::down};
 
 }  // namespace
 
@@ -37,6 +38,10 @@ GsaModel::GsaModel(const GsaConfig& config, const ModelWeights& weights, Backend
   int64_t done = 0;
   const auto import = [&](TensorView& tensor) {
     if (!tensor) return;
+    if (!backend.supports(tensor.dtype)) {
+      throw Error("{} weights do not run on {}, expected f32, f16 or bf16 ones, or --device cpu",
+                  dtype_name(tensor.dtype), backend.name());
+    }
     tensor = backend.import_weights(tensor);
     done += static_cast<int64_t>(tensor.bytes());
     if (progress) progress(done, total);
@@ -145,8 +150,12 @@ void GsaModel::run_layer(int64_t layer, StatePool& states, int64_t T) {
   const TensorView x = view(x_, T, c.hidden_size);
   const TensorView qkvf = view(qkvf_, T, c.qkvf_rows());
   const TensorView mixed = view(mixed_, T, c.attention_width());
-  backend_.norm_project(
-      {.x = x, .norm_weight = w.attn_norm, .eps = c.norm_eps, .weight = w.qkvf, .y = qkvf});
+  backend_.norm_project({.x = x,
+                         .norm_weight = w.attn_norm,
+                         .eps = c.norm_eps,
+                         .weight = w.qkvf,
+                         .apart = w.f,
+                         .y = qkvf});
   if (c.conv_size > 0) {
     backend_.convolve({.weight = w.conv,
                        .qkvf = qkvf,

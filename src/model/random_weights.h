@@ -8,7 +8,8 @@
 namespace gsa {
 
 // Weights of the shape of `config` in memory of their own, every large matrix of the given type
-// (f32, f16 or bf16): uniform with standard deviation 0.02, norms of ones. The same seed gives the
+// (f32, f16, bf16, q8 or q4, beside the last two bf16 as in a checkpoint): uniform with standard
+// deviation 0.02, norms of ones. The same seed gives the
 // same weights.
 struct RandomWeights {
   ModelWeights weights;

@@ -297,7 +297,35 @@ TEST(Convert, KeepsWhatIsNotFinite) {
 TEST(Convert, RefusesATypeThatIsNone) {
   const TemporaryFolder folder;
   EXPECT_EQ(error_of([&] { convert(fixture("base"), folder / "m", {.type = DType::kI64}); }),
-            "type i64 is not supported, expected f32, f16 or bf16");
+            "type i64 is not supported, expected f32, f16, bf16, q8 or q4");
+}
+
+TEST(Convert, MakesTheSameFileOfACheckpointAsOfItsFolder) {
+  const TemporaryFolder folder;
+  for (const char* name : {"base", "gqa", "conv", "t2r", "expand"}) {
+    convert(fixture(name), folder / "plain", {.force = true});
+    for (DType type : {DType::kF32, DType::kQ8, DType::kQ4}) {
+      SCOPED_TRACE(fmt::format("{} to {}", name, dtype_name(type)));
+      convert(fixture(name), folder / "direct", {.type = type, .force = true});
+      convert(folder / "plain", folder / "again", {.type = type, .force = true});
+      EXPECT_EQ(read_bytes(folder / "again"), read_bytes(folder / "direct"));
+    }
+  }
+}
+
+TEST(Convert, RefusesToReadOrReplaceWhatItShouldNot) {
+  const TemporaryFolder folder;
+  const std::string q8 = (folder / "q8").string();
+  convert(fixture("base"), q8, {.type = DType::kQ8});
+  EXPECT_EQ(error_of([&] { convert(q8, folder / "m", {.type = DType::kF32}); }),
+            q8 + ": holds q8 weights, which lost what a conversion needs; convert its source");
+  EXPECT_EQ(error_of([&] { convert(q8, q8, {.force = true}); }),
+            q8 + ": holds q8 weights, which lost what a conversion needs; convert its source");
+  const std::string plain = (folder / "plain").string();
+  convert(fixture("base"), plain);
+  EXPECT_EQ(error_of([&] { convert(plain, plain, {.type = DType::kQ8, .force = true}); }),
+            plain + ": the source itself, expected another name");
+  EXPECT_NO_THROW(Checkpoint::open(plain));
 }
 
 // Files ----------------------------------------------------------------------------------------

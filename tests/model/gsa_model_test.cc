@@ -5,6 +5,7 @@
 
 #include "kernels/error.h"
 #include "tests/support/devices.h"
+#include "tests/support/error_of.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/reference_model.h"
 
@@ -28,12 +29,12 @@ double tolerance(const std::string& device, DType dtype, int64_t step_tokens) {
 
 // Whatever else is in a step and wherever prompts are cut: the same bits on the CPU; on the GPU two
 // ways of computing that each keep the tolerance.
-void expect_same(const std::string& device, std::span<const float> found,
+void expect_same(const std::string& device, DType dtype, std::span<const float> found,
                  const std::vector<float>& expected) {
   if (device == "cpu") {
     EXPECT_THAT(found, testing::ElementsAreArray(expected));
   } else {
-    EXPECT_LT(relative_error(found, expected), 2 * tolerance(device, DType::kF32, 64));
+    EXPECT_LT(relative_error(found, expected), 2 * tolerance(device, dtype, 64));
   }
 }
 
@@ -41,7 +42,7 @@ using GsaModelOn = test::DeviceTest;
 INSTANTIATE_TEST_SUITE_P(Devices, GsaModelOn, testing::ValuesIn(test::kDevices), test::device_name);
 
 using GsaModelOf = test::DeviceTypeTest;
-INSTANTIATE_TEST_SUITE_P(Devices, GsaModelOf, testing::ValuesIn(test::device_types()),
+INSTANTIATE_TEST_SUITE_P(Devices, GsaModelOf, testing::ValuesIn(test::matrix_types()),
                          test::device_type_name);
 
 struct Shape {
@@ -126,10 +127,10 @@ TEST_P(GsaModelOf, AgreesWithTheEquationsForShapesThatNoFixtureCovers) {
   }
 }
 
-TEST_P(GsaModelOn, GivesTheSameLogitsWhereverAPromptIsCut) {
+TEST_P(GsaModelOf, GivesTheSameLogitsWhereverAPromptIsCut) {
   for (const Shape& shape : shapes()) {
     SCOPED_TRACE(shape.name);
-    const RandomWeights random = lively_weights(shape.config, 6);
+    const RandomWeights random = lively_weights(shape.config, 6, dtype());
     const std::vector<int32_t> tokens = random_tokens(33, shape.config.vocab_size, 4);
     Runner whole(backend(), shape.config, random.weights, 64);
     const StateHandle state = *whole.states.acquire();
@@ -138,24 +139,60 @@ TEST_P(GsaModelOn, GivesTheSameLogitsWhereverAPromptIsCut) {
       SCOPED_TRACE(testing::Message() << "cut every " << step_tokens);
       Runner cut(backend(), shape.config, random.weights, step_tokens);
       const StateHandle other = *cut.states.acquire();
-      expect_same(device(), cut.logits(other, tokens), logits);
-      expect_same(device(), cut.states.export_state(other), whole.states.export_state(state));
+      expect_same(device(), dtype(), cut.logits(other, tokens), logits);
+      expect_same(device(), dtype(), cut.states.export_state(other),
+                  whole.states.export_state(state));
     }
   }
 }
 
 TEST(GsaModel, GivesTheSameBitsOnAnyNumberOfThreads) {
   const GsaConfig config = with(shape(4, 2, 32, 32, 64), FeatureMap::kT2R, 4, true);
-  const RandomWeights random = lively_weights(config, 7);
-  const std::vector<int32_t> tokens = random_tokens(40, config.vocab_size, 5);
-  Runner one(config, random.weights, 1);
-  const StateHandle state = *one.states.acquire();
-  const std::vector<float> logits = one.logits(state, tokens);
-  for (int threads : {2, 3, 7}) {
-    Runner many(config, random.weights, threads);
-    const StateHandle other = *many.states.acquire();
-    EXPECT_EQ(many.logits(other, tokens), logits) << threads << " threads";
-    EXPECT_EQ(many.states.export_state(other), one.states.export_state(state));
+  for (DType type : {DType::kF32, DType::kBF16, DType::kQ8, DType::kQ4}) {
+    const RandomWeights random = lively_weights(config, 7, type);
+    const std::vector<int32_t> tokens = random_tokens(40, config.vocab_size, 5);
+    Runner one(config, random.weights, 1);
+    const StateHandle state = *one.states.acquire();
+    const std::vector<float> logits = one.logits(state, tokens);
+    for (int threads : {2, 3, 7}) {
+      Runner many(config, random.weights, threads);
+      const StateHandle other = *many.states.acquire();
+      EXPECT_EQ(many.logits(other, tokens), logits) << threads << " threads";
+      EXPECT_EQ(many.states.export_state(other), one.states.export_state(state));
+    }
+  }
+}
+
+// Wide enough that sums are cut into pieces and that prompts and decoding take different paths.
+TEST(GsaModel, GivesTheSameBitsForWideLayersHoweverTheyAreComputed) {
+  GsaConfig config = shape(2, 2, 300, 200, 24);
+  config.intermediate_size = 1075;
+  for (DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4}) {
+    SCOPED_TRACE(dtype_name(type));
+    const RandomWeights random = lively_weights(config, 17, type);
+    const std::vector<int32_t> tokens = random_tokens(110, config.vocab_size, 18);
+    Runner single(config, random.weights, 2, 1);
+    const std::vector<float> logits = single.logits(*single.states.acquire(), tokens);
+    for (int64_t step_tokens : {4, 11, 12, 13, 97, 110}) {
+      Runner run(config, random.weights, 2, step_tokens);
+      EXPECT_EQ(run.logits(*run.states.acquire(), tokens), logits) << step_tokens << " a step";
+    }
+  }
+}
+
+TEST_P(GsaModelOn, NamesTheTypeOfWeightsThatItDoesNotSupport) {
+  const auto backend = this->backend();
+  const GsaConfig config = shape(2, 2, 8, 8, 8);
+  for (DType type : {DType::kQ8, DType::kQ4}) {
+    const RandomWeights random = lively_weights(config, 19, type);
+    const StepLimits limits{.tokens = 2, .segments = 2, .logit_rows = 2};
+    if (backend->supports(type)) {
+      EXPECT_NO_THROW(GsaModel(config, random.weights, *backend, limits));
+    } else {
+      const std::string start = std::string(dtype_name(type)) + " weights do not run on cuda";
+      EXPECT_THAT(test::error_of([&] { GsaModel(config, random.weights, *backend, limits); }),
+                  testing::StartsWith(start));
+    }
   }
 }
 
@@ -191,9 +228,9 @@ std::vector<StateHandle> acquire(StatePool& pool, int count) {
   return states;
 }
 
-TEST_P(GsaModelOn, GivesTheSameLogitsAloneAndBesideOthers) {
+TEST_P(GsaModelOf, GivesTheSameLogitsAloneAndBesideOthers) {
   const GsaConfig config = with(shape(6, 2, 16, 16, 20), FeatureMap::kSwish, 4, true);
-  const RandomWeights random = lively_weights(config, 8);
+  const RandomWeights random = lively_weights(config, 8, dtype());
   const std::vector<int32_t> tokens = random_tokens(24, config.vocab_size, 6);
   Runner alone(backend(), config, random.weights);
   const StateHandle state = *alone.states.acquire();
@@ -201,8 +238,9 @@ TEST_P(GsaModelOn, GivesTheSameLogitsAloneAndBesideOthers) {
 
   Runner crowd(backend(), config, random.weights);
   const std::vector<StateHandle> states = acquire(crowd.states, 5);
-  expect_same(device(), logits_in_a_crowd(crowd, states, tokens), logits);
-  expect_same(device(), crowd.states.export_state(states[2]), alone.states.export_state(state));
+  expect_same(device(), dtype(), logits_in_a_crowd(crowd, states, tokens), logits);
+  expect_same(device(), dtype(), crowd.states.export_state(states[2]),
+              alone.states.export_state(state));
 }
 
 TEST_P(GsaModelOf, GivesTheSameBitsWhenRunAgain) {
@@ -252,7 +290,7 @@ TEST_P(GsaModelOn, RepeatsAStepOfTheSameShapeOnOtherStatesAndTokens) {
   for (size_t i = 0; i < states.size(); ++i) {
     SCOPED_TRACE(i);
     Runner alone(backend(), config, random.weights);
-    expect_same(device(), found[i], alone.logits(*alone.states.acquire(), fed[i]));
+    expect_same(device(), DType::kF32, found[i], alone.logits(*alone.states.acquire(), fed[i]));
   }
 }
 
@@ -285,7 +323,7 @@ TEST_P(GsaModelOn, WorksOnTheStatesThatItIsGiven) {
   for (int m : {0, 1}) {
     Runner alone(this->backend(), config, weights[m].weights, 1);
     const std::vector<float> expected = alone.logits(*alone.states.acquire(), tokens);
-    for (int p : {0, 1}) expect_same(device(), found[m][p], expected);
+    for (int p : {0, 1}) expect_same(device(), DType::kF32, found[m][p], expected);
   }
 }
 
@@ -302,8 +340,8 @@ TEST_P(GsaModelOn, ReturnsTheLogitsThatWereAskedForInOrder) {
   const std::vector<float> rows = run.forward(batch);
   const size_t N = config.vocab_size;
   ASSERT_EQ(rows.size(), 6 * N);
-  expect_same(device(), std::span(rows).first(N), {all.end() - N, all.end()});
-  expect_same(device(), std::span(rows).subspan(N), all);
+  expect_same(device(), DType::kF32, std::span(rows).first(N), {all.end() - N, all.end()});
+  expect_same(device(), DType::kF32, std::span(rows).subspan(N), all);
 }
 
 TEST_P(GsaModelOn, RefusesBadBatchesBeforeChangingAnything) {

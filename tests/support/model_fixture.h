@@ -31,14 +31,16 @@ inline RandomWeights lively_weights(const GsaConfig& config, uint32_t seed,
     if (view) narrow(random.uniform(view.elements(), 0.5, 1.5), view);
   };
   for (const LayerWeights& w : weights.weights.layers) {
-    for (const TensorView& v : {w.qkvf, w.conv, w.feature_map, w.o_proj, w.gate_up, w.down}) {
+    for (const TensorView& v : {w.qkvf, w.f, w.conv, w.feature_map, w.o_proj, w.gate_up, w.down}) {
       matrix(v);
     }
     for (const TensorView& v : {w.attn_norm, w.g_norm, w.mlp_norm}) norm(v);
   }
   matrix(weights.weights.embeddings);
   norm(weights.weights.norm);
-  if (!config.tie_word_embeddings) matrix(weights.weights.lm_head);
+  if (weights.weights.lm_head.data != weights.weights.embeddings.data) {
+    matrix(weights.weights.lm_head);
+  }
   return weights;
 }
 

@@ -34,7 +34,12 @@ class ReferenceModel {
     for (int64_t i = 0; i < c_.num_layers; ++i) {
       const LayerWeights& w = w_.layers[i];
       Memory& memory = layers_[i];
-      Doubles qkvf = product(w.qkvf, rms_norm(x, w.attn_norm, c_.norm_eps));
+      const Doubles normed = rms_norm(x, w.attn_norm, c_.norm_eps);
+      Doubles qkvf = product(w.qkvf, normed);
+      if (w.f) {
+        const Doubles f = product(w.f, normed);
+        qkvf.insert(qkvf.end(), f.begin(), f.end());
+      }
       if (c_.conv_size > 0) convolve(w.conv, memory.inputs, qkvf);
       const MixEquation mix{c_.mix_shape(), c_.feature_map, w.feature_map,
                             c_.gate_logit_normalizer};

@@ -69,10 +69,8 @@ class Bench {
   static std::shared_ptr<const LoadedModel> make_model(const BenchFlags& flags) {
     if (flags.config.empty()) return load_model(flags.run.model);
     const GsaConfig config = parse_hf_config(read_text(flags.config), flags.config);
-    const DType type = flags.type == "f32"   ? DType::kF32
-                       : flags.type == "f16" ? DType::kF16
-                                             : DType::kBF16;
-    return random_model(config, type, std::filesystem::path(flags.config).stem().string());
+    return random_model(config, weight_type(flags.type),
+                        std::filesystem::path(flags.config).stem().string());
   }
 
   std::vector<int32_t> random_tokens(int64_t count) {
@@ -178,7 +176,7 @@ void add_bench(CLI::App& program, Action& action) {
                        "A Hugging Face config.json: run its shape on random weights")
           ->excludes(model);
   command->add_option("--type", flags->type, "Type of the random weights")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))
+      ->check(CLI::IsMember(weight_type_names()))
       ->needs(config)
       ->capture_default_str();
   const auto list = [&](const char* name, std::vector<int64_t>& values,

@@ -9,6 +9,7 @@
 #include "text/tokenizer.h"
 #include "tools/gsa/commands.h"
 #include "tools/gsa/interrupt.h"
+#include "tools/gsa/options.h"
 #include "tools/gsa/progress_bar.h"
 
 namespace gsa {
@@ -26,9 +27,7 @@ int run_convert(const ConvertFlags& flags) {
     options.tokenizer = flags.tokenizer;
     Tokenizer(map_file(flags.tokenizer).bytes, {}, /*bos_id=*/-1, flags.tokenizer);  // is one
   }
-  if (flags.type == "f32") options.type = DType::kF32;
-  if (flags.type == "f16") options.type = DType::kF16;
-  if (flags.type == "bf16") options.type = DType::kBF16;
+  if (!flags.type.empty()) options.type = weight_type(flags.type);
   const InterruptGuard guard;
   ProgressBar bar;
   options.progress = [&](int64_t done, int64_t total) {
@@ -43,15 +42,21 @@ int run_convert(const ConvertFlags& flags) {
 
 void add_convert(CLI::App& program, Action& action) {
   CLI::App* command = program.add_subcommand(
-      "convert", "Turn a Hugging Face folder of a GSA model into one checkpoint file");
+      "convert",
+      "Turn a Hugging Face folder of a GSA model, or a checkpoint, into one checkpoint file");
   const auto flags = std::make_shared<ConvertFlags>();
-  command->add_option("SRC", flags->source, "Folder with config.json and *.safetensors")
+  command
+      ->add_option("SRC", flags->source,
+                   "Folder with config.json and *.safetensors, or a checkpoint")
       ->required();
   command->add_option("DST", flags->destination, "The checkpoint to write")->required();
-  command->add_option("--type", flags->type, "Type of the matrices; by default the source's")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+  command
+      ->add_option("--type", flags->type,
+                   "Type of the matrices; by default the source's. q8 and q4 are 8 and "
+                   "4 bit integers with scales, the embeddings staying at 16 bit")
+      ->check(CLI::IsMember(weight_type_names()));
   command->add_option("--tokenizer", flags->tokenizer,
-                      "Sentencepiece model to take in place of the folder's tokenizer");
+                      "Sentencepiece model to take in place of the source's tokenizer");
   command->add_flag("--force", flags->force, "Overwrite DST");
   command->callback([flags, &action] { action = [flags] { return run_convert(*flags); }; });
 }

@@ -31,6 +31,8 @@ CLI::Validator number_from_zero(bool zero_too) {
       zero_too ? "FLOAT >= 0" : "FLOAT > 0");
 }
 
+constexpr DType kWeightTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4};
+
 }  // namespace
 
 void add_run_flags(CLI::App& command, RunFlags& flags) {
@@ -138,6 +140,19 @@ std::string read_text(const std::string& path) {
   std::string text{std::istreambuf_iterator<char>(file), {}};
   if (!file) throw Error("{}: cannot be read: {}", path, std::strerror(errno));
   return text;
+}
+
+std::vector<std::string> weight_type_names() {
+  std::vector<std::string> names;
+  for (DType type : kWeightTypes) names.emplace_back(dtype_name(type));
+  return names;
+}
+
+DType weight_type(const std::string& name) {
+  for (DType type : kWeightTypes) {
+    if (name == dtype_name(type)) return type;
+  }
+  throw Error("type {} is not supported, expected {}", name, fmt::join(weight_type_names(), ", "));
 }
 
 std::vector<int32_t> parse_token_ids(const std::string& text) {

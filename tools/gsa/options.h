@@ -55,6 +55,11 @@ void add_sampling_flags(CLI::App& command, SamplingFlags& flags);
 // The request the flags describe, without a prompt. Throws for a malformed --logit-bias.
 Request make_request(const SamplingFlags& flags);
 
+// The types a checkpoint's matrices may have, by name: "f32", "f16", "bf16", "q8", "q4".
+std::vector<std::string> weight_type_names();
+// REQUIRES: one of these names (throws otherwise).
+DType weight_type(const std::string& name);
+
 // The text of -p or -f ("-": standard input). Throws where the file cannot be read.
 std::string read_text(const std::string& path);
 
