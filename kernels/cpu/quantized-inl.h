@@ -23,7 +23,8 @@ namespace gsa::cpu::HWY_NAMESPACE {
 template <class D>
 constexpr int kGroupVectors = static_cast<int>(QuantizedRow::kGroup / hn::MaxLanes(D()));
 
-// The weights of a group: `Group(d, integers, scale, minimum)`, then vector(v) for v in [0, kGroupVectors).
+// The weights of a group: `Group(d, integers, scale, minimum)`, then vector(v) for v in [0,
+// kGroupVectors).
 template <class D>
 class Q8Group {
  public:
@@ -75,8 +76,7 @@ class Q4Group {
     const hn::RebindToSigned<D> d32;
     const int first = v * static_cast<int>(hn::MaxLanes(d_));
     const auto bytes = hn::PromoteTo(d32, hn::LoadU(d8, integers_ + first % 16));
-    const auto half =
-        first < 16 ? hn::And(bytes, hn::Set(d32, 15)) : hn::ShiftRight<4>(bytes);
+    const auto half = first < 16 ? hn::And(bytes, hn::Set(d32, 15)) : hn::ShiftRight<4>(bytes);
     return hn::MulAdd(hn::ConvertTo(d_, half), scale_, minimum_);
   }
 
@@ -95,7 +95,8 @@ struct GroupScales {
   template <class D>
   HWY_INLINE void load(D d, DType type, const uint8_t* row, int64_t cols, int64_t first,
                        int64_t count) {
-    const auto* halves = reinterpret_cast<const F16*>(row + QuantizedRow::scales_offset(type, cols));
+    const auto* halves =
+        reinterpret_cast<const F16*>(row + QuantizedRow::scales_offset(type, cols));
     widen(d, halves + first, count, scale);
     if (type == DType::kQ4) {
       widen(d, halves + QuantizedRow::groups(cols) + first, count, minimum);

@@ -112,7 +112,7 @@ TEST_F(CheckpointTest, NamesWrongMetadata) {
   load("base");
   const auto good = metadata_;
   metadata_["gsa.type"] = "q3";
-  EXPECT_EQ(error(), "metadata gsa.type is q3, expected f32, f16 or bf16");
+  EXPECT_EQ(error(), "metadata gsa.type is q3, expected f32, f16, bf16, q8 or q4");
   metadata_ = good;
   metadata_["gsa.fingerprint"] = "xyz";
   EXPECT_EQ(error(), "metadata gsa.fingerprint is xyz, expected 16 hexadecimal digits");

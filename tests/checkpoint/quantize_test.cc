@@ -62,8 +62,8 @@ TEST(Quantize, StoresRowsOfGroupsInWholeSixteenBytes) {
 }
 
 // Between the extremes of 32 normal numbers, which lie 4.1 deviations apart on average, 15 steps
-// are 0.27 wide, and an error that is uniform in a step has a twelfth of its square: 0.079. With 254
-// steps over twice the largest of 32, 2.4 on average: 0.0055.
+// are 0.27 wide, and an error that is uniform in a step has a twelfth of its square: 0.079. With
+// 254 steps over twice the largest of 32, 2.4 on average: 0.0055.
 TEST(Quantize, ErrsByNoMoreThanItsGridsStepsSay) {
   const std::vector<float> values = normal(32 * 1000, 1);
   EXPECT_LT(relative_error(round_trip(values, DType::kQ8), values), 0.0055);
@@ -80,8 +80,8 @@ TEST(Quantize, LosesNothingThatAGridHolds) {
       const float scale = std::ldexp(1.0f + static_cast<float>(g % 8) / 8, -6 - g % 5);
       const float minimum = type == DType::kQ8 ? 0 : -scale * static_cast<float>(g % 16);
       for (int i = 0; i < 32; ++i) {
-        const int integer = i < 2 ? low + i * (levels - 1)
-                                  : low + static_cast<int>(generator() % levels);
+        const int integer =
+            i < 2 ? low + i * (levels - 1) : low + static_cast<int>(generator() % levels);
         values.push_back(scale * static_cast<float>(integer) + minimum);
       }
     }
