@@ -25,9 +25,21 @@
 namespace gsa {
 namespace {
 
-// Rows of a weight in one unit of work: enough that claiming a unit costs nothing, few enough that
-// the threads end together and that a unit stays in the second cache level.
-constexpr int64_t kRowsPerUnit = 32;
+// Cuts the rows of a weight into units of work of equal size: several for each thread, since they
+// are never equally fast, and not so few rows that memory is read in snatches.
+struct RowUnits {
+  RowUnits(int64_t rows, int threads) : rows(rows) {
+    constexpr int64_t kUnitsPerThread = 8, kFew = 32, kMany = 192;
+    const int64_t least = std::max<int64_t>(threads * kUnitsPerThread, (rows + kMany - 1) / kMany);
+    const int64_t wanted = (rows + least - 1) / least;
+    size = std::max(kFew, (wanted + kFew - 1) / kFew * kFew);
+    count = (rows + size - 1) / size;
+  }
+  int64_t begin(int64_t unit) const { return unit * size; }
+  int64_t end(int64_t unit) const { return std::min(begin(unit) + size, rows); }
+
+  int64_t rows, size, count;
+};
 
 std::string processor_name() {
   std::ifstream info("/proc/cpuinfo");
@@ -106,8 +118,9 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   Step step_;
   cpu::MixScratch scratch_;
-  std::vector<float> normed_;  // [T, max(D, H*V)]
-  std::vector<float> up_;      // [T, F]
+  // Aligned, so that no vector lies across two cache lines.
+  Buffer normed_;  // [T, max(D, H*V)]
+  Buffer up_;      // [T, F]
 };
 
 Buffer CpuBackend::allocate(size_t bytes) {
@@ -122,8 +135,9 @@ Buffer CpuBackend::allocate(size_t bytes) {
 
 void CpuBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) {
   scratch_.reserve(limits.tokens, shape);
-  normed_.resize(std::max(limits.tokens, limits.logit_rows) * std::max(D, shape.H * shape.V));
-  up_.resize(limits.tokens * F);
+  normed_ = allocate(std::max(limits.tokens, limits.logit_rows) * std::max(D, shape.H * shape.V) *
+                     sizeof(float));
+  up_ = allocate(limits.tokens * F * sizeof(float));
 }
 
 void CpuBackend::embed(const TensorView& table, const TensorView& x) {
@@ -135,23 +149,24 @@ void CpuBackend::embed(const TensorView& table, const TensorView& x) {
 
 void CpuBackend::normalize(const TensorView& x, const TensorView& weight, double eps) {
   const int64_t n = x.shape[1];
-  assert(static_cast<size_t>(x.elements()) <= normed_.size());
+  assert(x.bytes() <= normed_.bytes());
   pool_.parallel_for(x.shape[0], [&](int64_t t) {
     cpu::rms_norm(x.f32() + t * n, static_cast<const float*>(weight.data), eps, n,
-                  normed_.data() + t * n);
+                  normed_.f32() + t * n);
   });
 }
 
 void CpuBackend::project(const TensorView& weight, int64_t tokens, bool accumulate, const float* x,
                          float* y, int64_t y_stride) {
   const int64_t rows = weight.shape[0];
-  pool_.parallel_for((rows + kRowsPerUnit - 1) / kRowsPerUnit, [&](int64_t unit) {
+  const RowUnits units(rows, pool_.threads());
+  pool_.parallel_for(units.count, [&](int64_t unit) {
     cpu::matmul_rows({.x = x,
                       .x_stride = weight.shape[1],
                       .tokens = tokens,
                       .weight = weight,
-                      .row_begin = unit * kRowsPerUnit,
-                      .row_end = std::min((unit + 1) * kRowsPerUnit, rows),
+                      .row_begin = units.begin(unit),
+                      .row_end = units.end(unit),
                       .accumulate = accumulate,
                       .y = y,
                       .y_stride = y_stride});
@@ -164,7 +179,7 @@ void CpuBackend::norm_project(const NormProject& args) {
   assert(out == first + (args.apart ? args.apart.shape[0] : 0));
   normalize(args.x, args.norm_weight, args.eps);
   const auto part = [&](const TensorView& weight, int64_t column) {
-    project(weight, args.x.shape[0], args.accumulate, normed_.data(), args.y.f32() + column, out);
+    project(weight, args.x.shape[0], args.accumulate, normed_.f32(), args.y.f32() + column, out);
   };
   part(args.weight, 0);
   if (args.apart) part(args.apart, first);
@@ -173,12 +188,13 @@ void CpuBackend::norm_project(const NormProject& args) {
 void CpuBackend::gated_mlp(const GatedMlp& args) {
   const int64_t tokens = args.x.shape[0];
   const int64_t F = args.hidden.shape[1];
-  assert(args.gate_up.shape[0] == 2 * F && static_cast<size_t>(tokens * F) <= up_.size());
+  assert(args.gate_up.shape[0] == 2 * F && tokens * F * sizeof(float) <= up_.bytes());
   normalize(args.x, args.norm_weight, args.eps);
-  pool_.parallel_for((F + kRowsPerUnit - 1) / kRowsPerUnit, [&](int64_t unit) {
-    const int64_t begin = unit * kRowsPerUnit;
-    const int64_t end = std::min(begin + kRowsPerUnit, F);
-    cpu::MatmulRows rows{.x = normed_.data(),
+  const RowUnits units(F, pool_.threads());
+  pool_.parallel_for(units.count, [&](int64_t unit) {
+    const int64_t begin = units.begin(unit);
+    const int64_t end = units.end(unit);
+    cpu::MatmulRows rows{.x = normed_.f32(),
                          .x_stride = args.x.shape[1],
                          .tokens = tokens,
                          .weight = args.gate_up.rows(0, F),
@@ -188,11 +204,10 @@ void CpuBackend::gated_mlp(const GatedMlp& args) {
                          .y_stride = F};
     cpu::matmul_rows(rows);
     rows.weight = args.gate_up.rows(F, F);
-    rows.y = up_.data();
+    rows.y = up_.f32();
     cpu::matmul_rows(rows);
     for (int64_t t = 0; t < tokens; ++t) {
-      cpu::silu_multiply(up_.data() + t * F + begin, end - begin,
-                         args.hidden.f32() + t * F + begin);
+      cpu::silu_multiply(up_.f32() + t * F + begin, end - begin, args.hidden.f32() + t * F + begin);
     }
   });
   project(args.down, tokens, true, args.hidden.f32(), args.x.f32(), args.x.shape[1]);

@@ -26,10 +26,10 @@ struct Operands {
   const uint8_t* weight;
   int64_t row_bytes;
   int64_t cols;
-  const uint8_t* end;  // of the rows that this call reads
   float* y;
   int64_t y_stride;
   bool accumulate;
+  int64_t step = 1;  // from one row of a tile to the next
 
   const uint8_t* row(int64_t r) const { return weight + r * row_bytes; }
 };
@@ -38,50 +38,45 @@ struct Operands {
 template <int ROWS, int TOKENS>
 HWY_INLINE void finish(const Operands& o, int64_t row, int64_t token,
                        const Vec (&sums)[ROWS][TOKENS]) {
+  HWY_UNROLL(8)
   for (int t = 0; t < TOKENS; ++t) {
     float* y = o.y + (token + t) * o.y_stride + row;
+    HWY_UNROLL(8)
     for (int r = 0; r < ROWS; ++r) {
       const float sum = hn::GetLane(hn::SumOfLanes(kF, sums[r][t]));
-      y[r] = o.accumulate ? y[r] + sum : sum;
+      float& to = y[r * o.step];
+      to = o.accumulate ? to + sum : sum;
     }
   }
 }
 
 template <int ROWS, int TOKENS>
 HWY_INLINE void clear(Vec (&sums)[ROWS][TOKENS]) {
-  for (auto& row_sums : sums) {
-    for (Vec& sum : row_sums) sum = hn::Zero(kF);
+  HWY_UNROLL(8)
+  for (int r = 0; r < ROWS; ++r) {
+    HWY_UNROLL(8)
+    for (int t = 0; t < TOKENS; ++t) sums[r][t] = hn::Zero(kF);
   }
 }
 
-// Asks for the rows behind a tile while the tile is computed, as fast as it is read: the
-// processor's own prefetching stops at the borders of pages, and a row is about one.
-class Ahead {
- public:
-  HWY_INLINE Ahead(const Operands& o, const uint8_t* tile, int64_t tile_bytes)
-      : at_(tile + tile_bytes), end_(o.end) {}
-
-  template <int BYTES>
-  HWY_INLINE void advance() {
-    if (at_ < end_) {
-      for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(at_ + line, 0, 3);
-    }
-    at_ += BYTES;
-  }
-
- private:
-  const uint8_t* at_;
-  const uint8_t* end_;
-};
-
 // A register tile: ROWS rows of the weight by TOKENS tokens, one vector of partial sums for each.
+// The weights at p, of which a row's next are asked for a page ahead: where the processor's own
+// prefetching, which stops at the borders of pages, has just begun.
+constexpr int64_t kAhead = 4096;
+
+template <typename T>
+HWY_INLINE const T* soon_more(const T* p) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 0, 3);
+  return p;
+}
+
 template <typename T>
 struct Dense {
   template <int ROWS, int TOKENS>
   static HWY_INLINE void tile(const Operands& o, int64_t row, int64_t token) {
     const T* w = reinterpret_cast<const T*>(o.row(row));
+    const int64_t step = o.step * o.cols;
     const float* x = o.x + token * o.x_stride;
-    Ahead ahead(o, o.row(row), ROWS * o.row_bytes);
     Vec sums[ROWS][TOKENS];
     clear(sums);
     int64_t c = 0;
@@ -89,10 +84,9 @@ struct Dense {
       Vec in[TOKENS];
       HWY_UNROLL(8)
       for (int t = 0; t < TOKENS; ++t) in[t] = hn::LoadU(kF, x + t * o.x_stride + c);
-      ahead.template advance<ROWS * kLanes * sizeof(T)>();
       HWY_UNROLL(8)
       for (int r = 0; r < ROWS; ++r) {
-        const Vec weight = load_f32(kF, w + r * o.cols + c);
+        const Vec weight = load_f32(kF, soon_more(w + r * step + c));
         HWY_UNROLL(8)
         for (int t = 0; t < TOKENS; ++t) sums[r][t] = hn::MulAdd(weight, in[t], sums[r][t]);
       }
@@ -101,7 +95,7 @@ struct Dense {
       Vec in[TOKENS];
       for (int t = 0; t < TOKENS; ++t) in[t] = load_f32_tail(kF, x + t * o.x_stride + c, rest);
       for (int r = 0; r < ROWS; ++r) {
-        const Vec weight = load_f32_tail(kF, w + r * o.cols + c, rest);
+        const Vec weight = load_f32_tail(kF, w + r * step + c, rest);
         for (int t = 0; t < TOKENS; ++t) sums[r][t] = hn::MulAdd(weight, in[t], sums[r][t]);
       }
     }
@@ -127,16 +121,16 @@ struct Quantized {
   template <int ROWS, int TOKENS>
   static HWY_INLINE void tile(const Operands& o, int64_t row, int64_t token) {
     const uint8_t* w = o.row(row);
+    const int64_t step = o.step * o.row_bytes;
     const float* x = o.x + token * o.x_stride;
     const int64_t groups = QuantizedRow::groups(o.cols), whole = o.cols / kGroup;
-    Ahead ahead(o, w, ROWS * o.row_bytes);
     GroupScales scales[ROWS];
     Vec sums[ROWS][TOKENS];
     clear(sums);
     for (int64_t first = 0; first < groups; first += GroupScales::kMost) {
       const int64_t end = std::min(first + GroupScales::kMost, groups);
       for (int r = 0; r < ROWS; ++r) {
-        scales[r].load(kF, Group::kType, w + r * o.row_bytes, o.cols, first, end - first);
+        scales[r].load(kF, Group::kType, w + r * step, o.cols, first, end - first);
       }
       for (int64_t g = first; g < std::min(end, whole); ++g) {
         Vec in[TOKENS][kVectors];
@@ -146,10 +140,10 @@ struct Quantized {
             in[t][v] = hn::LoadU(kF, x + t * o.x_stride + g * kGroup + v * kLanes);
           }
         }
-        ahead.template advance<ROWS * kStoredBytes>();
         HWY_UNROLL(8)
         for (int r = 0; r < ROWS; ++r) {
-          add_group(group(w + r * o.row_bytes, g, scales[r], g - first), in, sums[r], kVectors);
+          add_group(group(soon_more(w + r * step + g * kGroupBytes), scales[r], g - first), in,
+                    sums[r], kVectors);
         }
       }
       if (end > whole) {
@@ -158,8 +152,8 @@ struct Quantized {
         for (int t = 0; t < TOKENS; ++t)
           load_rest(x + t * o.x_stride + whole * kGroup, rest, in[t]);
         for (int r = 0; r < ROWS; ++r) {
-          add_group(group(w + r * o.row_bytes, whole, scales[r], whole - first), in, sums[r],
-                    static_cast<int>((rest + kLanes - 1) / kLanes));
+          add_group(group(w + r * step + whole * kGroupBytes, scales[r], whole - first), in,
+                    sums[r], static_cast<int>((rest + kLanes - 1) / kLanes));
         }
       }
     }
@@ -177,7 +171,7 @@ struct Quantized {
         scales.load(kF, Group::kType, o.row(row), o.cols, first + g,
                     std::min(GroupScales::kMost, groups - g));
       }
-      const Group weights = group(o.row(row), first + g, scales, i);
+      const Group weights = group(o.row(row) + (first + g) * kGroupBytes, scales, i);
       for (int v = 0; v < kVectors; ++v) {
         hn::StoreU(weights.vector(v), kF, to + g * kGroup + v * kLanes);
       }
@@ -185,11 +179,8 @@ struct Quantized {
   }
 
  private:
-  static constexpr int64_t kStoredBytes = kGroupBytes + (Group::kType == DType::kQ4 ? 4 : 2);
-
-  static HWY_INLINE Group group(const uint8_t* row, int64_t g, const GroupScales& scales,
-                                int64_t i) {
-    return Group(kF, row + g * kGroupBytes, scales.scale[i], scales.minimum[i]);
+  static HWY_INLINE Group group(const uint8_t* integers, const GroupScales& scales, int64_t i) {
+    return Group(kF, integers, scales.scale[i], scales.minimum[i]);
   }
 
   template <int TOKENS>
@@ -221,18 +212,22 @@ constexpr int kTokens = 3;
 // Few tokens: bound by reading the weights, which go from memory into the sums.
 template <class W>
 void few_tokens(const Operands& o, int64_t row_begin, int64_t row_end, int64_t tokens) {
-  int64_t row = row_begin;
-  if (tokens == 1) {
-    for (; row + 8 <= row_end; row += 8) W::template tile<8, 1>(o, row, 0);
-  }
-  const auto all_tokens = [&]<int ROWS>(int64_t r) HWY_ATTR {
+  const auto all_tokens = [&]<int ROWS>(const Operands& o, int64_t row) HWY_ATTR {
     int64_t t = 0;
-    for (; t + 4 <= tokens; t += 4) W::template tile<ROWS, 4>(o, r, t);
-    for (; t + 2 <= tokens; t += 2) W::template tile<ROWS, 2>(o, r, t);
-    if (t < tokens) W::template tile<ROWS, 1>(o, r, t);
+    for (; t + 4 <= tokens; t += 4) W::template tile<ROWS, 4>(o, row, t);
+    for (; t + 2 <= tokens; t += 2) W::template tile<ROWS, 2>(o, row, t);
+    if (t < tokens) W::template tile<ROWS, 1>(o, row, t);
   };
-  for (; row + kRows <= row_end; row += kRows) all_tokens.template operator()<kRows>(row);
-  for (; row < row_end; ++row) all_tokens.template operator()<1>(row);
+  // The rows of a tile lie far apart, so that each goes on where the tile before left it: a few
+  // long streams through memory are read faster than many that end after a page.
+  Operands streams = o;
+  streams.step = (row_end - row_begin) / kRows;
+  for (int64_t i = 0; i < streams.step; ++i) {
+    all_tokens.template operator()<kRows>(streams, row_begin + i);
+  }
+  for (int64_t row = row_begin + streams.step * kRows; row < row_end; ++row) {
+    all_tokens.template operator()<1>(o, row);
+  }
 }
 
 // Many tokens: bound by arithmetic. A panel of weights is widened once and used for a block of
@@ -286,8 +281,12 @@ class Panel {
     if (p.column == 0) {
       clear(sums);
     } else {
-      for (int i = 0; i < ROWS * TOKENS; ++i) {
-        sums[i / TOKENS][i % TOKENS] = hn::Load(kF, kept + i * kLanes);
+      HWY_UNROLL(8)
+      for (int r = 0; r < ROWS; ++r) {
+        HWY_UNROLL(8)
+        for (int t = 0; t < TOKENS; ++t) {
+          sums[r][t] = hn::Load(kF, kept + (r * TOKENS + t) * kLanes);
+        }
       }
     }
     int64_t c = 0;
@@ -303,8 +302,10 @@ class Panel {
       }
     }
     if (const int64_t rest = p.columns - c; rest > 0) {
+      HWY_UNROLL(8)
       for (int t = 0; t < TOKENS; ++t) {
         const Vec in = load_f32_tail(kF, x + t * o.x_stride + c, rest);
+        HWY_UNROLL(8)
         for (int r = 0; r < ROWS; ++r) {
           sums[r][t] = hn::MulAdd(hn::Load(kF, w + r * kColumns + c), in, sums[r][t]);
         }
@@ -313,8 +314,12 @@ class Panel {
     if (p.column + p.columns == o.cols) {
       finish(o, p.row + row, p.token + token, sums);
     } else {
-      for (int i = 0; i < ROWS * TOKENS; ++i) {
-        hn::Store(sums[i / TOKENS][i % TOKENS], kF, kept + i * kLanes);
+      HWY_UNROLL(8)
+      for (int r = 0; r < ROWS; ++r) {
+        HWY_UNROLL(8)
+        for (int t = 0; t < TOKENS; ++t) {
+          hn::Store(sums[r][t], kF, kept + (r * TOKENS + t) * kLanes);
+        }
       }
     }
   }
@@ -328,15 +333,13 @@ constexpr int64_t kManyTokens = 12;
 
 template <class W>
 void rows_of(const MatmulRows& args) {
-  const auto* weight = static_cast<const uint8_t*>(args.weight.data);
   const int64_t cols = args.weight.shape[1];
   const auto bytes = static_cast<int64_t>(row_bytes(args.weight.dtype, cols));
   const Operands o{.x = args.x,
                    .x_stride = args.x_stride,
-                   .weight = weight,
+                   .weight = static_cast<const uint8_t*>(args.weight.data),
                    .row_bytes = bytes,
                    .cols = cols,
-                   .end = weight + args.row_end * bytes,
                    .y = args.y,
                    .y_stride = args.y_stride,
                    .accumulate = args.accumulate};

@@ -56,23 +56,33 @@ void ThreadPool::run(int64_t units, Call call, void* context) {
   call_ = call;
   context_ = context;
   units_ = units;
-  next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
+  undone_.store(units, std::memory_order_relaxed);
+  unclaimed_.store(units, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   work();
-  for (int32_t busy = busy_.load(std::memory_order_acquire); busy != 0;
-       busy = busy_.load(std::memory_order_acquire)) {
-    wait_for_change(busy_, busy);
+  for (int64_t undone = undone_.load(std::memory_order_acquire); undone != 0;
+       undone = undone_.load(std::memory_order_acquire)) {
+    wait_for_change(undone_, undone);
   }
 }
 
+// A unit is claimed by a compare-and-swap that finds some left, so a thread that comes too late for
+// a job claims nothing of it; once it has a unit, call_, context_ and units_ stay what they are
+// until the unit is done.
 void ThreadPool::work() {
-  for (;;) {
-    const int64_t unit = next_.fetch_add(1, std::memory_order_relaxed);
-    if (unit >= units_) return;
-    call_(context_, unit);
+  int64_t done = 0;
+  int64_t left = unclaimed_.load(std::memory_order_acquire);
+  while (left > 0) {
+    if (!unclaimed_.compare_exchange_weak(left, left - 1, std::memory_order_acquire,
+                                          std::memory_order_acquire)) {
+      continue;
+    }
+    call_(context_, units_ - left);
+    ++done;
+    left = unclaimed_.load(std::memory_order_acquire);
   }
+  if (done > 0 && undone_.fetch_sub(done, std::memory_order_release) == done) undone_.notify_one();
 }
 
 void ThreadPool::worker_loop() {
@@ -82,7 +92,6 @@ void ThreadPool::worker_loop() {
     seen = generation_.load(std::memory_order_acquire);
     if (stop_.load(std::memory_order_relaxed)) return;
     work();
-    if (busy_.fetch_sub(1, std::memory_order_release) == 1) busy_.notify_one();
   }
 }
 

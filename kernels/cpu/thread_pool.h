@@ -9,7 +9,8 @@
 namespace gsa {
 
 // A few threads that share out numbered units of work. Idle threads spin for some microseconds,
-// since a step follows its predecessor closely, then sleep.
+// since a step follows its predecessor closely, then sleep. A job waits for its units, not for
+// threads: one that the system keeps from running, and that has no unit, holds nobody up.
 //
 // parallel_for may be called from one thread at a time; the caller takes part in the work.
 class ThreadPool {
@@ -44,10 +45,10 @@ class ThreadPool {
   Call call_ = nullptr;
   void* context_ = nullptr;
   int64_t units_ = 0;
-  // Each on its own cache line: every thread writes next_, and busy_ when it is done.
+  // Each on its own cache line: every thread writes unclaimed_, and undone_ when nothing is left.
   alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<int32_t> busy_{0};
+  alignas(64) std::atomic<int64_t> unclaimed_{0};
+  alignas(64) std::atomic<int64_t> undone_{0};
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
 };
