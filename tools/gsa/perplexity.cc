@@ -1,14 +1,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "kernels/error.h"
 #include "model/walk.h"
 #include "tools/gsa/commands.h"
+#include "tools/gsa/divergence.h"
 #include "tools/gsa/result_json.h"
 #include "tools/gsa/scoring.h"
 
@@ -18,23 +21,83 @@ namespace {
 struct PerplexityFlags {
   RunFlags run;
   std::string file;
+  std::string base;  // a checkpoint to compare with, or empty
   int64_t window = 512;
   bool json = false;
 };
 
-// Sum of -ln p of all tokens of a window, from a fresh state that was fed BOS.
-double window_nll(Scoring& scoring, std::span<const int32_t> window, int32_t bos) {
+using Visit = std::function<void(int64_t first, const TensorView& logits)>;
+
+// Feeds BOS and all tokens of a window but the last to a fresh state.
+void walk_window(Scoring& scoring, std::span<const int32_t> window, int32_t bos,
+                 const Visit& visit) {
   std::vector<int32_t> fed = {bos};
   fed.insert(fed.end(), window.begin(), window.end() - 1);
   const StateHandle state = *scoring.states().acquire();
-  double nll = 0;
-  walk(scoring.gsa_model(), scoring.states(), state, fed,
-       [&](int64_t first, const TensorView& logits) {
-         std::vector<SampleResult> results(logits.shape[0]);
-         scoring.backend().score(logits, window.subspan(first, logits.shape[0]), 0, results);
-         for (const SampleResult& result : results) nll -= result.logprob;
-       });
-  return nll;
+  walk(scoring.gsa_model(), scoring.states(), state, fed, visit);
+}
+
+std::vector<float> host_copy(Scoring& scoring, const TensorView& logits) {
+  std::vector<float> host(logits.elements());
+  scoring.backend().download(logits.data, logits.bytes(), host.data());
+  return host;
+}
+
+// Perplexity and, beside a base model, divergence, window by window.
+class Measure {
+ public:
+  Measure(Scoring& scoring, Scoring* base, int32_t bos)
+      : scoring_(scoring), base_(base), bos_(bos) {}
+
+  void add(std::span<const int32_t> window) {
+    std::vector<float> expected;
+    if (base_ != nullptr) {
+      walk_window(*base_, window, bos_, [&](int64_t, const TensorView& logits) {
+        const std::vector<float> rows = host_copy(*base_, logits);
+        expected.insert(expected.end(), rows.begin(), rows.end());
+      });
+    }
+    walk_window(scoring_, window, bos_, [&](int64_t first, const TensorView& logits) {
+      std::vector<SampleResult> results(logits.shape[0]);
+      scoring_.backend().score(logits, window.subspan(first, logits.shape[0]), 0, results);
+      for (const SampleResult& result : results) nll_ -= result.logprob;
+      if (base_ != nullptr) compare(expected, first, logits);
+    });
+  }
+
+  double nll() const { return nll_; }  // sum of -ln p of all tokens
+  const Divergence& divergence() const { return divergence_; }
+
+ private:
+  void compare(const std::vector<float>& expected, int64_t first, const TensorView& logits) {
+    const size_t N = logits.shape[1];
+    const std::vector<float> found = host_copy(scoring_, logits);
+    for (size_t row = 0; row * N < found.size(); ++row) {
+      divergence_.add(std::span(expected).subspan((first + row) * N, N),
+                      std::span(found).subspan(row * N, N));
+    }
+  }
+
+  Scoring& scoring_;
+  Scoring* base_;
+  int32_t bos_;
+  double nll_ = 0;
+  Divergence divergence_;
+};
+
+// The base model, which must speak of the same tokens.
+std::unique_ptr<Scoring> open_base(const PerplexityFlags& flags, const Scoring& scoring) {
+  if (flags.base.empty()) return nullptr;
+  RunFlags run = flags.run;
+  run.model = flags.base;
+  auto base = std::make_unique<Scoring>(run);
+  const int64_t found = base->model().config.vocab_size;
+  const int64_t expected = scoring.model().config.vocab_size;
+  if (found != expected) {
+    throw Error("--kl {}: has a vocabulary of {}, expected {} as of {}", flags.base, found,
+                expected, flags.run.model);
+  }
+  return base;
 }
 
 int run_perplexity(const PerplexityFlags& flags) {
@@ -44,22 +107,34 @@ int run_perplexity(const PerplexityFlags& flags) {
   const int64_t bos = scoring.model().config.bos_token_id;
   if (tokens.empty()) throw Error("{}: holds no text", flags.file);
   if (bos < 0) throw Error("{}: the model has no BOS token to begin windows with", flags.run.model);
-  double sum = 0;
+  const std::unique_ptr<Scoring> base = open_base(flags, scoring);
+  Measure measure(scoring, base.get(), static_cast<int32_t>(bos));
   for (size_t first = 0; first < tokens.size(); first += flags.window) {
     const size_t count = std::min<size_t>(flags.window, tokens.size() - first);
-    sum += window_nll(scoring, std::span(tokens).subspan(first, count), static_cast<int32_t>(bos));
+    measure.add(std::span(tokens).subspan(first, count));
   }
+  const double sum = measure.nll();
   const double nll = sum / static_cast<double>(tokens.size());
   const double bits_per_byte = sum / std::log(2.0) / static_cast<double>(text.size());
+  nlohmann::ordered_json out = {{"tokens", tokens.size()},
+                                {"nll", nll},
+                                {"ppl", std::exp(nll)},
+                                {"bits_per_byte", bits_per_byte}};
+  if (base) {
+    out["kl_mean"] = measure.divergence().mean();
+    out["kl_p99"] = measure.divergence().percentile(99);
+    out["top1_agreement"] = measure.divergence().top1_agreement();
+  }
   if (flags.json) {
-    const nlohmann::ordered_json out = {{"tokens", tokens.size()},
-                                        {"nll", nll},
-                                        {"ppl", std::exp(nll)},
-                                        {"bits_per_byte", bits_per_byte}};
     std::printf("%s\n", dump_json(out).c_str());
   } else {
-    std::printf("tokens %zu\nnll %.6f\nppl %.6f\nbits_per_byte %.6f\n", tokens.size(), nll,
-                std::exp(nll), bits_per_byte);
+    for (const auto& [key, value] : out.items()) {
+      if (value.is_number_integer()) {
+        std::printf("%s %lld\n", key.c_str(), value.get<long long>());
+      } else {
+        std::printf("%s %.6f\n", key.c_str(), value.get<double>());
+      }
+    }
   }
   return 0;
 }
@@ -74,6 +149,11 @@ void add_perplexity(CLI::App& program, Action& action) {
   command->add_option("--window", flags->window, "Tokens scored from one fresh state")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->capture_default_str();
+  command
+      ->add_option("--kl", flags->base,
+                   "A checkpoint, such as the one that MODEL was quantized from: also print the "
+                   "divergence from its predictions")
+      ->type_name("BASE");
   command->add_flag("--json", flags->json, "Print one JSON object");
   command->callback([=, &action] { action = [flags] { return run_perplexity(*flags); }; });
 }
