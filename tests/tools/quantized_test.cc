@@ -23,8 +23,8 @@ const std::string& passage() {
 }
 
 json measured(const std::string& model, const std::string& base) {
-  return json::parse(output_of({"perplexity", "-m", model, "-f", passage(), "--kl", base, "--json",
-                                "--device", "cpu"}));
+  return json::parse(output_of(
+      {"perplexity", "-m", model, "-f", passage(), "--kl", base, "--json", "--device", "cpu"}));
 }
 
 TEST(QuantizedModel, PredictsNearlyAsWellAsItsSource) {
@@ -53,8 +53,8 @@ TEST(QuantizedModel, GeneratesAndGoesOnFromASavedState) {
   const TemporaryFolder folder;
   const std::string model = folder / "q4", state = folder / "state";
   output_of({"convert", tale(), model, "--type", "q4"});
-  const std::vector<std::string> common = {"generate", "-m", model, "--temp", "0", "--device",
-                                           "cpu"};
+  const std::vector<std::string> common = {"generate", "-m",       model, "--temp",
+                                           "0",        "--device", "cpu"};
   const auto generate = [&](std::vector<std::string> more) {
     more.insert(more.begin(), common.begin(), common.end());
     return output_of(more);

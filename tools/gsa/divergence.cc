@@ -35,7 +35,8 @@ double Divergence::mean() const {
 
 double Divergence::percentile(double percent) const {
   std::vector<double> sorted = divergences_;
-  const auto rank = static_cast<size_t>(std::ceil(percent / 100 * static_cast<double>(sorted.size())));
+  const auto rank =
+      static_cast<size_t>(std::ceil(percent / 100 * static_cast<double>(sorted.size())));
   const auto at = sorted.begin() + static_cast<std::ptrdiff_t>(std::max<size_t>(rank, 1) - 1);
   std::nth_element(sorted.begin(), at, sorted.end());
   return *at;
