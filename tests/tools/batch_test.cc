@@ -212,7 +212,7 @@ TEST_F(GsaBatch, LosesAndRepeatsNothingWhenItIsKilledAgainAndAgain) {
   for (int attempt = 0; attempt < 6; ++attempt) {
     Program program(command());
     // Until it has written some more.
-    for (int i = 0; i < 2000; ++i) {
+    for (int i = 0; i < 20000; ++i) {
       std::error_code missing;
       const auto now = std::filesystem::file_size(folder_ / "out", missing);
       if (!missing && now > size + 1500) break;
