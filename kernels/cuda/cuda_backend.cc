@@ -1,9 +1,7 @@
 #include <algorithm>
 #include <cassert>
-#include <cstring>
 #include <map>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -84,9 +82,9 @@ class CudaBackend final : public Backend {
   using RecordingKey = std::tuple<int64_t, const void*, const void*>;  // rows, model, states
 
   void reserve_sampler(const TensorView& logits);
-  // x or its norm as the operand of a product with many tokens, in scratch memory.
-  void* operand(const TensorView& x, int64_t rows, bool normalize, const TensorView& norm_weight,
-                double eps, DType type);
+  // The norm of x as the operand of a product with many tokens, in scratch memory.
+  void* operand(const TensorView& x, int64_t rows, const TensorView& norm_weight, double eps,
+                DType type);
 
   // Rows of a step that is filled up to its bucket.
   int64_t rows_of(const TensorView& view) const { return view.shape[0] + filled_up_; }
@@ -235,12 +233,11 @@ void CudaBackend::embed(const TensorView& table, const TensorView& x) {
   cuda::embed(alone_, table, step_.tokens(), rows_of(x), x.f32());
 }
 
-void* CudaBackend::operand(const TensorView& x, int64_t rows, bool normalize,
-                           const TensorView& norm_weight, double eps, DType type) {
+void* CudaBackend::operand(const TensorView& x, int64_t rows, const TensorView& norm_weight,
+                           double eps, DType type) {
   make_operand(chained_, {.x = x.f32(),
                           .rows = rows,
                           .cols = x.shape[1],
-                          .normalize = normalize,
                           .norm_weight = static_cast<const float*>(norm_weight.data),
                           .eps = static_cast<float>(eps),
                           .type = type,
@@ -260,7 +257,7 @@ void CudaBackend::norm_project(const NormProject& args) {
                               .accumulate = args.accumulate,
                               .y = args.y.f32()});
   }
-  const void* x = operand(args.x, rows, true, args.norm_weight, args.eps, args.weight.dtype);
+  const void* x = operand(args.x, rows, args.norm_weight, args.eps, args.weight.dtype);
   multiplier_->multiply(stream_.get(), {.x = x,
                                         .tokens = rows,
                                         .weight = args.weight,
@@ -311,7 +308,7 @@ void CudaBackend::gated_mlp(const GatedMlp& args) {
                               .y = args.x.f32()});
   }
   const DType type = args.gate_up.dtype;
-  const void* x = operand(args.x, rows, true, args.norm_weight, args.eps, type);
+  const void* x = operand(args.x, rows, args.norm_weight, args.eps, type);
   multiplier_->multiply(
       stream_.get(),
       {.x = x, .tokens = rows, .weight = args.gate_up, .y = gate_up_.get(), .y_type = type});

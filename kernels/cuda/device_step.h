@@ -22,7 +22,6 @@ class DeviceStep {
   void upload(const Step& step, int64_t rows, cudaStream_t stream);
 
   int64_t rows() const { return rows_; }
-  bool decode_only() const { return long_segments_ == 0; }
 
   // In device memory.
   const int32_t* tokens() const { return at<int32_t>(kTokens); }         // [rows]

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) operand_kernel(Operand a, T* out) {
     for (int i = 0; i < kHeld; ++i) {
       for (float v : held[i].v) squares += v * v;
     }
-    const float scale = a.normalize ? scale_of(squares) : 1.0f;
+    const float scale = scale_of(squares);
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       if (column(i) >= a.cols) continue;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) operand_kernel(Operand a, T* out) {
     grid_wait();
     float squares = 0;
     for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) squares += x[c] * x[c];
-    const float scale = a.normalize ? scale_of(squares) : 1.0f;
+    const float scale = scale_of(squares);
     for (int64_t c = threadIdx.x; c < a.cols; c += kThreads) {
       const float weight = a.norm_weight == nullptr ? 1.0f : a.norm_weight[c];
       out[c] = from_float<T>(x[c] * scale * weight);

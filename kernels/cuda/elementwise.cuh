@@ -19,11 +19,10 @@ void gather(const Launch& how, const float* x, const int32_t* rows, int64_t coun
 
 void fill(const Launch& how, float* out, int64_t count, float value);
 
-// out = norm(x) or, without `normalize`, x itself, row by row in `type`: the operand of a product.
+// out = norm(x), row by row in `type`: the operand of a product.
 struct Operand {
   const float* x;  // [rows, cols]
   int64_t rows, cols;
-  bool normalize;
   const float* norm_weight;  // [cols], or null for ones
   float eps;
   DType type;
