@@ -163,7 +163,9 @@ class GatedMlpCase {
     reserve_for(backend, D, F);
   }
 
-  double worst_error(const StepData& data) {
+  // Against the equation with activations stored as `type`: three roundings in a row to 16 bits can
+  // differ by 1% from the plain equation in a row of few columns, which would hide mistakes.
+  double worst_error(const StepData& data, DType type) {
     const int64_t rows = static_cast<int64_t>(data.tokens.size());
     const std::vector<float> x = random_.normal(rows * D_, 0.5);
     x_.set(x);
@@ -178,9 +180,9 @@ class GatedMlpCase {
     Doubles expected;
     for (int64_t t = 0; t < rows; ++t) {
       const Doubles row = row_of(x, t, D_);
-      const Doubles y =
-          test::gated_mlp(gate_up_.host, down_.host,
-                          test::rms_norm(row, norm_weight_ ? norm_.host : TensorView(), 1e-6));
+      const Doubles y = test::gated_mlp(
+          gate_up_.host, down_.host,
+          test::rms_norm(row, norm_weight_ ? norm_.host : TensorView(), 1e-6), type);
       for (int64_t i = 0; i < D_; ++i) expected.push_back(row[i] + y[i]);
     }
     return test::worst_row_error(x_.get(rows), expected, D_);
@@ -209,8 +211,10 @@ TEST_P(BackendProducts, GatedMlpAgreesWithTheEquation) {
     GatedMlpCase mlp(*backend, dtype(), s.D, s.F, s.norm_weight);
     for (int64_t rows : s.rows) {
       for (const StepData& data : steps_of(rows)) {
-        EXPECT_LT(mlp.worst_error(data),
-                  test::tolerance(device(), dtype(), test::product_form(rows)))
+        const test::Form form = test::product_form(rows);
+        const bool narrow = device() == "cuda" && form == test::Form::kWide;
+        EXPECT_LT(mlp.worst_error(data, narrow ? dtype() : DType::kF32),
+                  test::tolerance(device(), dtype(), form))
             << rows << " rows in " << data.segments.size() << " segments, D " << s.D << ", F "
             << s.F;
       }

@@ -60,13 +60,25 @@ inline Doubles rms_norm(const Doubles& x, const TensorView& weight, double eps) 
   return y;
 }
 
-// What gate, up and down make of a normed x.
-inline Doubles gated_mlp(const TensorView& gate_up, const TensorView& down, const Doubles& normed) {
-  const Doubles both = product(gate_up, normed);
+// What a type keeps of values that are stored in it.
+inline Doubles stored(DType type, Doubles values) {
+  for (double& v : values) {
+    const float x = static_cast<float>(v);
+    if (type == DType::kF16) v = f16_to_f32(f32_to_f16(x));
+    if (type == DType::kBF16) v = bf16_to_f32(f32_to_bf16(x));
+  }
+  return values;
+}
+
+// What gate, up and down make of a normed x, whose activations are stored as `type` on their way
+// (kF32: as they are).
+inline Doubles gated_mlp(const TensorView& gate_up, const TensorView& down, const Doubles& normed,
+                         DType type = DType::kF32) {
+  const Doubles both = stored(type, product(gate_up, stored(type, normed)));
   const size_t F = both.size() / 2;
   Doubles hidden(F);
   for (size_t f = 0; f < F; ++f) hidden[f] = silu(both[f]) * both[F + f];
-  return product(down, hidden);
+  return product(down, stored(type, hidden));
 }
 
 // One token of the short convolutions over the first columns of qkvf: `inputs` are the last ones,
