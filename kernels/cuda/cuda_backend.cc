@@ -16,6 +16,7 @@
 #include "kernels/cuda/mix_decode.cuh"
 #include "kernels/cuda/read_bandwidth.cuh"
 #include "kernels/cuda/sample.cuh"
+#include "kernels/cuda/stream_program.h"
 #include "kernels/cuda/uploader.h"
 
 namespace gsa {
@@ -42,7 +43,7 @@ cudaDeviceProp find_device() {
 
 // Rows to which a step of n sequences is filled up, so that one recording serves all sizes of its
 // bucket.
-int64_t bucket_of(int64_t n) { return n <= kMatVecTokens ? n : (n + 7) / 8 * 8; }
+int64_t bucket_of(int64_t n) { return n <= kStreamTokens ? n : (n + 7) / 8 * 8; }
 
 class CudaBackend final : public Backend {
  public:
@@ -109,10 +110,17 @@ class CudaBackend final : public Backend {
   int64_t sampler_rows_ = 0, sampler_vocabulary_ = 0;
   DeviceArray<float> edges_;  // of the convolution
 
-  // Steps of decoding that were seen: empty at their first time, recorded at their second.
-  std::map<RecordingKey, GraphExec> recordings_;
-  GraphExec* recording_ = nullptr;  // the one being recorded
-  GraphExec* replay_ = nullptr;     // the one to be replayed
+  // How a kind of decoding step is repeated: as one kernel, or as a graph of kernels.
+  struct Recording {
+    std::unique_ptr<StreamProgram> program;
+    GraphExec graph;
+  };
+  // Those that were seen. The first time tells whether one kernel can do them, else they are
+  // recorded at their second.
+  std::map<RecordingKey, Recording> recordings_;
+  std::unique_ptr<StreamProgram> program_;  // what is told the operations of this step, or none
+  Recording* recording_ = nullptr;          // the one of this step, or none
+  bool capturing_ = false;
 };
 
 CudaBackend::CudaBackend() {
@@ -190,10 +198,13 @@ void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64
 }
 
 bool CudaBackend::begin_step(const Step& step) {
-  if (recording_ != nullptr) {  // an operation of the last step threw
+  if (capturing_) {  // an operation of the last step threw
     Graph unfinished;
     cudaStreamEndCapture(stream_.get(), unfinished.out());
+    capturing_ = false;
   }
+  recording_ = nullptr;
+  program_.reset();
   const int64_t T = static_cast<int64_t>(step.tokens.size());
   const bool decoding = std::all_of(step.segments.begin(), step.segments.end(),
                                     [](const Segment& s) { return s.count == 1; });
@@ -203,34 +214,41 @@ bool CudaBackend::begin_step(const Step& step) {
   const bool fits = rows <= std::min(limits_.tokens, limits_.logit_rows);
   filled_up_ = fits ? rows - T : 0;
   step_.upload(step, T + filled_up_, stream_.get());
-  recording_ = replay_ = nullptr;
   if (!recordable) return true;
   const auto [at, fresh] = recordings_.try_emplace({T + filled_up_, step.model, step.states});
-  if (at->second) {
-    replay_ = &at->second;
-    return false;
+  recording_ = &at->second;
+  if (fresh && T <= kStreamTokens) {
+    program_ = std::make_unique<StreamProgram>(chained_, T, step_.tokens(), step_.decode_rows());
   }
+  if (recording_->program || recording_->graph) return false;
   if (!fresh) {
-    recording_ = &at->second;
+    capturing_ = true;
     GSA_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
   }
   return true;
 }
 
 void CudaBackend::end_step() {
-  if (recording_ != nullptr) {
+  if (program_) {
+    if (program_->finish()) recording_->program = std::move(program_);
+    program_.reset();
+    return;  // this time the operations have been executed one by one
+  }
+  if (capturing_) {
+    capturing_ = false;
     Graph graph;
     GSA_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), graph.out()));
-    GSA_CUDA_CHECK(cudaGraphInstantiate(recording_->out(), graph.get(), 0));
-    replay_ = recording_;
-    recording_ = nullptr;
+    GSA_CUDA_CHECK(cudaGraphInstantiate(recording_->graph.out(), graph.get(), 0));
   }
-  if (replay_ != nullptr) GSA_CUDA_CHECK(cudaGraphLaunch(replay_->get(), stream_.get()));
+  if (recording_ == nullptr) return;
+  if (recording_->program) return recording_->program->run();
+  if (recording_->graph) GSA_CUDA_CHECK(cudaGraphLaunch(recording_->graph.get(), stream_.get()));
 }
 
 void CudaBackend::embed(const TensorView& table, const TensorView& x) {
   // The first kernel waits for everything before it: those after it may read states early.
   cuda::embed(alone_, table, step_.tokens(), rows_of(x), x.f32());
+  if (program_) program_->embed(table);
 }
 
 void* CudaBackend::operand(const TensorView& x, int64_t rows, const TensorView& norm_weight,
@@ -246,6 +264,7 @@ void* CudaBackend::operand(const TensorView& x, int64_t rows, const TensorView& 
 }
 
 void CudaBackend::norm_project(const NormProject& args) {
+  if (program_) program_->norm_project(args);
   const int64_t rows = rows_of(args.x);
   if (rows <= kMatVecTokens) {
     return mat_vec(chained_, {.x = args.x.f32(),
@@ -266,6 +285,7 @@ void CudaBackend::norm_project(const NormProject& args) {
 }
 
 void CudaBackend::convolve(const Convolve& args) {
+  if (program_) program_->other();
   const int64_t channels = args.weight.shape[0], C = args.weight.shape[1];
   if (!edges_.get()) {
     const int64_t tiles = limits_.tokens / kChunk + limits_.segments + 8;
@@ -276,6 +296,7 @@ void CudaBackend::convolve(const Convolve& args) {
 }
 
 void CudaBackend::mix(const Mix& args) {
+  if (program_) program_->mix(args);
   if (args.feature_map == FeatureMap::kT2R) {
     map_heads(chained_, args.feature_weight, rows_of(args.qkvf), args.qkvf.shape[1],
               args.shape.H + args.shape.G, args.qkvf.f32());
@@ -291,6 +312,7 @@ void CudaBackend::mix(const Mix& args) {
 }
 
 void CudaBackend::gated_mlp(const GatedMlp& args) {
+  if (program_) program_->gated_mlp(args);
   const int64_t rows = rows_of(args.x), F = args.hidden.shape[1];
   if (rows <= kMatVecTokens) {
     mat_vec(chained_, {.x = args.x.f32(),
@@ -321,6 +343,7 @@ void CudaBackend::gated_mlp(const GatedMlp& args) {
 }
 
 void CudaBackend::gather_logit_rows(const TensorView& x, const TensorView& out) {
+  if (program_) program_->gather_logit_rows();
   gather(chained_, x.f32(), step_.logit_rows(), rows_of(out), x.shape[1], out.f32());
 }
 

@@ -1,0 +1,114 @@
+#include "kernels/cuda/stream_plan.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace gsa::cuda {
+namespace {
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+bool power_of_two(int n) { return n > 0 && std::has_single_bit(static_cast<unsigned>(n)); }
+
+StreamShare make_share(const StreamStep& s, int which) {
+  StreamShare share{};
+  share.kinds = which == kGateUp ? 2 : 1;
+  share.eps = which == kOut ? s.output_eps : which == kDown ? -1 : s.eps;
+  const int outputs[] = {s.H * s.K + s.G * (s.K + s.V + s.M), s.D, s.F, s.D, s.N};
+  const float* const inputs[] = {s.x, s.mixed, s.y, s.hidden, s.x};
+  float* const results[] = {s.qkvf, s.y, s.hidden, s.x, s.logits};
+  const int cols[] = {s.D, s.H * s.V, s.D, s.F, s.D};
+  share.input = inputs[which];
+  share.output = results[which];
+  share.outputs = outputs[which];
+  share.cols = cols[which];
+  share.inverse_cols = 1.0f / static_cast<float>(share.cols);
+  // Pieces of equal width.
+  share.piece = ceil_div(share.cols / kGrain, ceil_div(share.cols, kPiece)) * kGrain;
+  const int panel_pieces = std::max(kPanelBytes / (4 * stream_width(s.T) * share.piece), 1);
+  share.panel = std::min(panel_pieces * share.piece, share.cols);
+  return share;
+}
+
+bool splits_well(const StreamStep& s, int splits) {
+  const int v_columns = s.V / splits;
+  return s.K % (4 * splits) == 0 && s.V % (4 * splits) == 0 && power_of_two(v_columns) &&
+         v_columns <= kStreamThreads * 4;
+}
+
+bool has_shape(const StreamStep& s) {
+  const int queries = s.H / s.G;
+  return s.T <= kStreamTokens && s.D % kGrain == 0 && s.F % kGrain == 0 &&
+         s.H * s.V % kGrain == 0 && power_of_two(s.M) && s.M >= 8 && s.M <= kMostSlots &&
+         power_of_two(queries) && queries <= kMostQueries && queries * s.M <= kStreamThreads * 4 &&
+         s.map != FeatureMap::kT2R && splits_well(s, 1);
+}
+
+// Sets all offsets but the ring's share of them.
+void lay_out(const StreamStep& s, int blocks, StreamPlan& plan) {
+  const int tokens = stream_width(s.T), queries = s.H / s.G;
+  int panel = 0;
+  // Of the recurrence: two sets of sums over slots, or one over values.
+  int partial = queries * std::max(2 * s.M, plan.v_columns) * kStreamWarps;
+  for (StreamShare share : plan.shares) {
+    share.take(blocks - 1, blocks, tokens);  // the last block has the most
+    panel = std::max(panel, (share.panel + kPanelPad) * tokens);
+    partial =
+        std::max(partial, share.group_tiles * share.kinds * kStreamWarps * kTileRows * tokens);
+  }
+  int end = plan.ring * kStageBytes;
+  const auto take = [&end](size_t bytes) {
+    const int at = end;
+    end = ceil_div(end + static_cast<int>(bytes), 16) * 16;
+    return at;
+  };
+  plan.panel = take(panel * sizeof(float));
+  plan.partial = take(partial * sizeof(float));
+  plan.mix = take(((1 + queries) * s.M + plan.inputs) * sizeof(float));
+  plan.squares = take(2 * tokens * kStreamWarps * sizeof(float));
+  plan.residual = take(tokens * ceil_div(s.D, blocks) * sizeof(float));
+  plan.table = take(sizeof(plan.shares));
+  plan.layers = take((s.layer_count + 1) * sizeof(StreamLayer));
+  plan.unit_table = take(plan.block_units * sizeof(StreamUnit));
+  plan.input_table = take(plan.block_units * plan.inputs * sizeof(int));
+  plan.barriers = take(2 * kStageMost * sizeof(uint64_t));
+  plan.bytes = end;
+}
+
+}  // namespace
+
+std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
+  if (!how.clusters || !has_shape(s)) return std::nullopt;
+  StreamPlan plan{};
+  for (int which = kQkvf; which <= kHead; ++which) plan.shares[which] = make_share(s, which);
+  plan.splits = 1;
+  for (int splits = 2; splits <= kMostSplits; splits *= 2) {
+    if (s.T * s.G * splits <= how.multiprocessors && s.K / splits >= 16 &&
+        splits_well(s, splits)) {
+      plan.splits = splits;
+    }
+  }
+  plan.units = s.T * s.G * plan.splits;
+  plan.k_rows = s.K / plan.splits;
+  plan.v_columns = s.V / plan.splits;
+  plan.block_units = ceil_div(plan.units, how.multiprocessors);
+  plan.inputs = s.M + (1 + s.H / s.G) * plan.k_rows + plan.v_columns;
+  lay_out(s, how.multiprocessors, plan);
+  const int room = static_cast<int>(how.shared_limit) - plan.bytes;
+  // Each place of the ring is always filled by the same warp.
+  plan.ring = std::min(room / kStageBytes, kStageMost) / kCopyWarps * kCopyWarps;
+  if (plan.ring < kCopyWarps * (kFlight + 1)) return std::nullopt;
+  lay_out(s, how.multiprocessors, plan);
+  return plan;
+}
+
+StreamBuffers stream_buffers(const StreamStep& s) {
+  const int64_t T = s.T;
+  return {.x = T * s.D,
+          .qkvf = T * (s.H * s.K + s.G * (s.K + s.V + s.M)),
+          .scores = T * s.H * kMostSplits * s.M,
+          .mixed = T * s.H * s.V,
+          .y = T * s.D,
+          .hidden = T * s.F};
+}
+
+}  // namespace gsa::cuda

@@ -1,0 +1,135 @@
+// A whole decode step of a few sequences, and how one kernel divides it over its blocks.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/mix_decode.cuh"
+#include "kernels/shape.h"
+
+namespace gsa::cuda {
+
+// The most sequences of a step.
+constexpr int kStreamTokens = 8;
+
+constexpr int kStreamWarps = 8;  // of a block that compute
+constexpr int kCopyWarps = 2;    // and those that copy weights
+constexpr int kStreamThreads = kStreamWarps * 32;
+
+// A stage holds a tile of rows by a piece of columns. Of every grain of columns, a warp takes one
+// unit.
+constexpr int kTileRows = 8;
+constexpr int kUnit = 32;
+constexpr int kGrain = kStreamWarps * kUnit;
+constexpr int kPieceGrains = 4;  // at most
+constexpr int kPiece = kPieceGrains * kGrain;
+constexpr int kStagePitch = kPiece * 2 + 64;  // bytes; neighbouring rows in different banks
+constexpr int kStageBytes = kTileRows * kStagePitch;
+constexpr int kStageMost = 12;
+constexpr int kFlight = 1;  // stages of a warp under way: more would delay what blocks exchange
+
+constexpr int kPanelBytes = 64 * 1024;    // activations in shared memory at a time, at most
+constexpr int kPanelPad = 4;              // floats; neighbouring tokens in different banks
+constexpr int kPartialBytes = 32 * 1024;  // sums of the warps, at most
+
+constexpr int kMostQueries = 4;  // query heads of a memory
+constexpr int kMostSlots = 256;
+constexpr int kMostSplits = 32;  // of a memory over blocks
+
+// The products of a layer in their order, and that of the logits.
+enum StreamProduct { kQkvf, kOut, kGateUp, kDown, kHead };
+constexpr int kLayerProducts = 4;
+
+// Letters as in kernels/backend.h; all pointers are to device memory.
+struct StreamLayer {
+  // [H*K + G*(K+V+M), D], [D, H*V], [2F, D], [D, F]
+  const __nv_bfloat16* weight[kLayerProducts];
+  const float* norm[kLayerProducts];  // of the product's columns, or null for ones
+  float* hk;                          // [G, K, M] at state 0
+  float* hv;                          // [G, M, V] at state 0
+};
+
+struct StreamStep {
+  const StreamLayer* layers;        // [layer_count + 1]: the last has the logits' product alone
+  const __nv_bfloat16* embeddings;  // [N, D]
+  const int32_t* tokens;            // [T]
+  const DecodeRow* rows;            // [T]
+  float* logits;                    // [T, N]
+
+  // Where the blocks exchange activations, see stream_exchange.cuh.
+  float* x;        // [T, D] before the recurrence's products
+  float* qkvf;     // [T, width]
+  float* scores;   // [T, G, splits, H/G, M] shares of q . Hk
+  float* mixed;    // [T, H*V]
+  float* y;        // [T, D] before the MLP
+  float* hidden;   // [T, F]
+  uint32_t epoch;  // of the first layer; a step takes layer_count + 1
+
+  int layer_count, T, D, F, N;
+  int H, G, K, V, M;
+  int64_t state_stride;  // floats
+  float inverse_normalizer, eps, output_eps;
+  FeatureMap map;
+};
+
+// A product and a block's share of its outputs.
+struct StreamShare {
+  const float* input;
+  float* output;
+  int outputs, cols;
+  int kinds;    // rows of weights for an output: 2 where gated
+  float eps;    // of the norm of the input; negative: no norm
+  float inverse_cols;
+  int piece;    // columns of a stage
+  int panel;    // columns whose activations are in shared memory at a time
+  int first, count;  // outputs of the block
+  int tiles;         // of kTileRows outputs
+  int group_tiles;   // whose sums are in shared memory at a time
+
+  // Fills in the block's part.
+  __host__ __device__ void take(int block, int blocks, int tokens) {
+    first = static_cast<int>(int64_t{outputs} * block / blocks);
+    count = static_cast<int>(int64_t{outputs} * (block + 1) / blocks) - first;
+    tiles = (count + kTileRows - 1) / kTileRows;
+    const int most = kPartialBytes / (4 * kStreamWarps * kTileRows * tokens * kinds);
+    group_tiles = tiles < most ? tiles : most;
+  }
+};
+
+// A unit of the recurrence: a part of the rows of one hk and of the columns of its hv. Offsets are
+// in floats.
+struct StreamUnit {
+  int64_t hk, hv;  // of the parts in a layer's memories
+  int scores;      // of the memory's units
+  int split;       // which of them this is
+  int out;         // of the first query head's columns
+};
+
+struct StreamPlan {
+  StreamShare shares[kHead + 1];
+  int units, splits, k_rows, v_columns;
+  int block_units;  // of a block at most
+  int inputs;       // of a unit: the slots of f, then its parts of k, of all queries, and of v
+  int ring;         // stages
+  // Offsets in shared memory, and its size, in bytes.
+  int panel, partial, mix, squares, residual, table, layers, unit_table, input_table, barriers,
+      bytes;
+};
+
+// Tokens of the kernel that takes a step of so many.
+constexpr int stream_width(int tokens) { return tokens <= 2 ? tokens : tokens <= 4 ? 4 : 8; }
+
+// How the step, whose pointers are set, is divided over the device (which must have bulk copies: compute capability 9.0), or
+// nothing where the kernel does not have the shape.
+std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& step);
+
+// Floats of the exchange buffers, which must be zero before the first step.
+struct StreamBuffers {
+  int64_t x, qkvf, scores, mixed, y, hidden;
+};
+StreamBuffers stream_buffers(const StreamStep& step);
+
+}  // namespace gsa::cuda

@@ -1,0 +1,125 @@
+#include "kernels/cuda/stream_program.h"
+
+namespace gsa::cuda {
+namespace {
+
+const float* floats(const TensorView& view) { return static_cast<const float*>(view.data); }
+
+}  // namespace
+
+StreamProgram::StreamProgram(const Launch& how, int64_t T, const int32_t* tokens,
+                             const DecodeRow* rows)
+    : how_(how) {
+  step_.T = static_cast<int>(T);
+  step_.tokens = tokens;
+  step_.rows = rows;
+}
+
+const __nv_bfloat16* StreamProgram::matrix(const TensorView& weight) {
+  if (weight.dtype != DType::kBF16) possible_ = false;
+  return static_cast<const __nv_bfloat16*>(weight.data);
+}
+
+template <typename T, typename U>
+void StreamProgram::agree(T& field, U value) {
+  if (layers_.size() == 1) field = static_cast<T>(value);
+  possible_ = possible_ && field == static_cast<T>(value);
+}
+
+void StreamProgram::embed(const TensorView& table) {
+  expect(Next::kEmbed, Next::kQkvf);
+  step_.embeddings = matrix(table);
+  step_.D = static_cast<int>(table.shape[1]);
+}
+
+void StreamProgram::norm_project(const NormProject& args) {
+  if (args.apart) return other();
+  const __nv_bfloat16* weight = matrix(args.weight);
+  const float* norm = floats(args.norm_weight);
+  if (next_ == Next::kQkvf) {
+    expect(Next::kQkvf, Next::kMix);
+    StreamLayer& layer = layers_.emplace_back(StreamLayer{});
+    layer.weight[kQkvf] = weight;
+    layer.norm[kQkvf] = norm;
+    agree(step_.eps, args.eps);
+  } else if (next_ == Next::kOut) {
+    expect(Next::kOut, Next::kMlp);
+    layers_.back().weight[kOut] = weight;
+    layers_.back().norm[kOut] = norm;
+    agree(step_.output_eps, args.eps);
+  } else {
+    expect(Next::kHead, Next::kNothing);
+    head_.weight[0] = weight;
+    head_.norm[0] = norm;
+    step_.N = static_cast<int>(args.weight.shape[0]);
+    step_.logits = args.y.f32();
+    possible_ = possible_ && step_.eps == static_cast<float>(args.eps);
+  }
+}
+
+void StreamProgram::mix(const Mix& args) {
+  expect(Next::kMix, Next::kOut);
+  if (!possible_) return;
+  layers_.back().hk = args.hk;
+  layers_.back().hv = args.hv;
+  agree(step_.H, args.shape.H);
+  agree(step_.G, args.shape.G);
+  agree(step_.K, args.shape.K);
+  agree(step_.V, args.shape.V);
+  agree(step_.M, args.shape.M);
+  agree(step_.state_stride, args.state_stride);
+  agree(step_.inverse_normalizer, 1 / args.normalizer);
+  agree(step_.map, args.feature_map);
+}
+
+void StreamProgram::gated_mlp(const GatedMlp& args) {
+  expect(Next::kMlp, Next::kQkvf);
+  if (!possible_) return;
+  layers_.back().norm[kGateUp] = floats(args.norm_weight);
+  layers_.back().weight[kGateUp] = matrix(args.gate_up);
+  layers_.back().weight[kDown] = matrix(args.down);
+  agree(step_.F, args.hidden.shape[1]);
+  possible_ = possible_ && step_.eps == static_cast<float>(args.eps);
+}
+
+void StreamProgram::gather_logit_rows() { expect(Next::kQkvf, Next::kHead); }
+
+bool StreamProgram::finish() {
+  possible_ = possible_ && next_ == Next::kNothing && !layers_.empty();
+  if (!possible_) return false;
+  step_.layer_count = static_cast<int>(layers_.size());
+  layers_.push_back(head_);
+  device_layers_ = DeviceArray<StreamLayer>(layers_.size());
+  GSA_CUDA_CHECK(cudaMemcpyAsync(device_layers_.get(), layers_.data(),
+                                 layers_.size() * sizeof(StreamLayer), cudaMemcpyHostToDevice,
+                                 how_.stream));
+  step_.layers = device_layers_.get();
+  const StreamBuffers sizes = stream_buffers(step_);
+  const int64_t total =
+      sizes.x + sizes.qkvf + sizes.scores + sizes.mixed + sizes.y + sizes.hidden;
+  exchange_ = DeviceArray<float>(total);
+  GSA_CUDA_CHECK(cudaMemsetAsync(exchange_.get(), 0, total * sizeof(float), how_.stream));
+  float* at = exchange_.get();
+  const auto take = [&at](int64_t count) {
+    float* buffer = at;
+    at += count;
+    return buffer;
+  };
+  step_.x = take(sizes.x);
+  step_.qkvf = take(sizes.qkvf);
+  step_.scores = take(sizes.scores);
+  step_.mixed = take(sizes.mixed);
+  step_.y = take(sizes.y);
+  step_.hidden = take(sizes.hidden);
+  step_.epoch = 1;
+  const std::optional<StreamPlan> plan = plan_stream(how_, step_);
+  if (plan) plan_ = *plan;
+  return plan.has_value();
+}
+
+void StreamProgram::run() {
+  run_stream(how_, step_, plan_);
+  step_.epoch += step_.layer_count + 1;
+}
+
+}  // namespace gsa::cuda
