@@ -75,8 +75,10 @@ class CudaBackend final : public Backend {
   void gather_logit_rows(const TensorView& x, const TensorView& out) override;
   void score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
              std::span<SampleResult> results) override;
-  void sample(const TensorView& logits, std::span<const SampleRow> rows,
-              std::span<SampleResult> results) override;
+  bool asynchronous() const override { return true; }
+  void queue_sample(const TensorView& logits, std::span<const SampleRow> rows) override;
+  void collect_sample(std::span<SampleResult> results) override { sampler_.collect(results); }
+  void drop_samples() override { sampler_.drop(); }
 
  private:
   using RecordingKey = std::tuple<int64_t, const void*, const void*>;  // rows, model, states
@@ -203,6 +205,8 @@ bool CudaBackend::begin_step(const Step& step) {
   const bool fits = rows <= std::min(limits_.tokens, limits_.logit_rows);
   filled_up_ = fits ? rows - T : 0;
   step_.upload(step, T + filled_up_, stream_.get());
+  take_tokens(alone_, sampler_.tokens(), step_.drawn_rows(),
+              static_cast<int64_t>(step.drawn_rows.size()), step_.tokens());
   recording_ = replay_ = nullptr;
   if (!recordable) return true;
   const auto [at, fresh] = recordings_.try_emplace({T + filled_up_, step.model, step.states});
@@ -324,10 +328,12 @@ void CudaBackend::gather_logit_rows(const TensorView& x, const TensorView& out) 
   gather(chained_, x.f32(), step_.logit_rows(), rows_of(out), x.shape[1], out.f32());
 }
 
-// At the first call; later ones need no more rows, or are outside of a step's common way.
+// At the first call; later ones need no more rows, or are outside of a step's common way, where no
+// draw is queued.
 void CudaBackend::reserve_sampler(const TensorView& logits) {
   const int64_t rows = std::max(limits_.segments, logits.shape[0]);
   if (rows <= sampler_rows_ && logits.shape[1] <= sampler_vocabulary_) return;
+  assert(!sampler_.queued());
   synchronize();
   sampler_rows_ = rows;
   sampler_vocabulary_ = logits.shape[1];
@@ -342,12 +348,9 @@ void CudaBackend::score(const TensorView& logits, std::span<const int32_t> targe
   sampler_.score(chained_, logits.f32(), logits.shape[1], targets, top, results);
 }
 
-void CudaBackend::sample(const TensorView& logits, std::span<const SampleRow> rows,
-                         std::span<SampleResult> results) {
-  if (results.empty()) return;
+void CudaBackend::queue_sample(const TensorView& logits, std::span<const SampleRow> rows) {
   reserve_sampler(logits);
   sampler_.queue(chained_, logits.f32(), logits.shape[1], rows);
-  sampler_.collect(results);
 }
 
 }  // namespace

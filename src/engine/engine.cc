@@ -56,6 +56,7 @@ Engine::Engine(std::shared_ptr<const LoadedModel> model, const EngineOptions& op
                  step_limits(scheduling_, states_.capacity()), options.on_load),
       restored_logits_(backend_->allocate(model_->config.vocab_size * sizeof(float))),
       cache_(options.cache_bytes),
+      run_ahead_(options.run_ahead.value_or(backend_->asynchronous())),
       scheduler_(scheduling_) {
   thread_ = std::thread([this] { loop(); });
 }
@@ -147,13 +148,12 @@ void Engine::loop() {
 
 void Engine::step() {
   for (std::unique_ptr<Task>& task : take_expired(Clock::now())) finish(std::move(task));
-  const Scheduler::Plan plan = schedule();
-  if (!plan.empty()) {
-    try {
-      run(plan);
-    } catch (const std::exception& error) {
-      fail_running(error.what());
-    }
+  try {
+    const QueuedStep step = ahead_.empty() ? queue(schedule()) : std::exchange(ahead_, {});
+    if (can_run_ahead(step)) ahead_ = queue_after(step);
+    complete(step);
+  } catch (const std::exception& error) {
+    fail_running(error.what());
   }
   finish_completed();
 }
@@ -232,58 +232,111 @@ void Engine::begin(Task& task) {
   sample_first(task, TensorView(restored_logits_.data(), DType::kF32, {1, N}));
 }
 
-void Engine::run(const Scheduler::Plan& plan) {
+QueuedStep Engine::queue(const Scheduler::Plan& plan) {
+  QueuedStep step;
+  std::vector<SampleRow> draws;
   batch_.clear();
-  std::vector<Decoding> decoding;
   for (RequestId id : plan.decode) {
     Task& owner = task(id);
     for (auto& sequence : owner.sequences) {
       if (sequence->ended() && !sequence->closing) continue;
       const int32_t token = sequence->last_token();
       batch_.add(sequence->state, {&token, 1}, Logits::kLast);
-      decoding.push_back({&owner, sequence.get()});
+      step.decode.push_back({&owner, sequence.get()});
+      draws.push_back(sequence->sample_row());
     }
   }
-  std::vector<Prefill> prefill;
   for (const Scheduler::Chunk& chunk : plan.prefill) {
     Task& owner = task(chunk.id);
     const std::span<const int32_t> tokens(owner.context);
     const Logits wanted = logits_wanted(owner, chunk);
     batch_.add(owner.states[0], tokens.subspan(owner.fed, chunk.count), wanted);
-    prefill.push_back({&owner, chunk, wanted});
+    step.prefill.push_back({&owner, chunk, wanted});
   }
-  if (batch_.tokens.empty()) return;  // what was to decode had ended with its first token
-  const TensorView logits = gsa_model_.forward(batch_, states_);
-  int64_t row = static_cast<int64_t>(decoding.size());
-  decode_done(decoding, logits.rows(0, row));
-  for (const Prefill& p : prefill) {
+  launch(step, draws);
+  return step;
+}
+
+// Whether the step after this one is known before this one's tokens are: the same sequences go on.
+bool Engine::can_run_ahead(const QueuedStep& step) const {
+  if (!run_ahead_ || !step.prefill.empty()) return false;
+  // A closing sequence's state and logits are those of this very step.
+  const bool closes = std::any_of(
+      step.decode.begin(), step.decode.end(),
+      [](const QueuedStep::Decode& d) { return d.sequence != nullptr && d.sequence->closing; });
+  if (closes) return false;
+  const std::lock_guard lock(mutex_);
+  return scheduler_.only_decodes(states_.available());
+}
+
+// The step after this one, whose tokens stand on the device alone. A sequence that this one's
+// token ends comes along in vain, unless its end is kept: then this is its closing step.
+QueuedStep Engine::queue_after(const QueuedStep& step) {
+  QueuedStep next;
+  std::vector<SampleRow> draws;
+  batch_.clear();
+  for (size_t i = 0; i < step.decode.size(); ++i) {
+    const auto [owner, sequence] = step.decode[i];
+    if (sequence == nullptr || sequence->ended()) continue;
+    if (sequence->draws_its_last() && !keeps_end(*owner)) continue;
+    const int32_t row = static_cast<int32_t>(i);
+    batch_.add_drawn(sequence->state, row, Logits::kLast);
+    next.decode.push_back({owner, sequence});
+    draws.push_back(sequence->sample_row_after(row));
+  }
+  launch(next, draws);
+  return next;
+}
+
+// Queues the forward pass of batch_ and the draw of the decoding sequences' tokens.
+void Engine::launch(QueuedStep& step, std::span<const SampleRow> draws) {
+  if (step.empty()) return;  // what was to decode had ended with its first token
+  step.logits = gsa_model_.forward(batch_, states_);
+  if (draws.empty()) return;
+  backend_->queue_sample(step.logits.rows(0, static_cast<int64_t>(draws.size())), draws);
+}
+
+// Waits for the step and hands on what it computed.
+void Engine::complete(const QueuedStep& step) {
+  if (step.empty()) return;
+  const int64_t decoded = decode_done(step);
+  int64_t prompt_tokens = 0;
+  int64_t row = static_cast<int64_t>(step.decode.size());
+  for (const QueuedStep::Prefill& p : step.prefill) {
     const int64_t rows = p.wanted == Logits::kAll ? p.chunk.count : p.wanted == Logits::kLast;
-    prefill_done(p, logits.rows(row, rows));
+    prefill_done(p, step.logits.rows(row, rows));
+    prompt_tokens += p.chunk.count;
     row += rows;
   }
   const std::lock_guard lock(mutex_);
   ++stats_.steps;
-  stats_.output_tokens += static_cast<int64_t>(decoding.size());
-  stats_.prompt_tokens += static_cast<int64_t>(batch_.tokens.size() - decoding.size());
+  stats_.output_tokens += decoded;
+  stats_.prompt_tokens += prompt_tokens;
   stats_.cache = cache_.counters();
 }
 
-void Engine::decode_done(const std::vector<Decoding>& decoding, const TensorView& logits) {
-  std::vector<SampleRow> rows;
-  for (const Decoding& d : decoding) rows.push_back(d.sequence->sample_row());
-  std::vector<SampleResult> results(rows.size());
-  backend_->sample(logits, rows, results);
-  for (size_t i = 0; i < decoding.size(); ++i) {
-    auto [owner, sequence] = decoding[i];
+// Returns how many sequences had use for the step.
+int64_t Engine::decode_done(const QueuedStep& step) {
+  if (step.decode.empty()) return 0;
+  std::vector<SampleResult> results(step.decode.size());
+  backend_->collect_sample(results);
+  int64_t decoded = 0;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const auto [owner, sequence] = step.decode[i];
+    if (sequence == nullptr) continue;
     if (sequence->closing) {
-      close(*owner, *sequence, logits.rows(static_cast<int64_t>(i), 1));
-    } else {
+      close(*owner, *sequence, step.logits.rows(static_cast<int64_t>(i), 1));
+    } else if (!sequence->ended()) {
       accept(*owner, *sequence, std::move(results[i]));
+    } else {
+      continue;
     }
+    ++decoded;
   }
+  return decoded;
 }
 
-void Engine::prefill_done(const Prefill& prefill, const TensorView& logits) {
+void Engine::prefill_done(const QueuedStep::Prefill& prefill, const TensorView& logits) {
   Task& task = *prefill.task;
   const int64_t count = prefill.chunk.count;
   if (prefill.wanted == Logits::kAll) {
@@ -337,12 +390,17 @@ void Engine::accept(Task& task, Sequence& sequence, SampleResult result) {
   const std::string text = sequence.accept(std::move(result));
   if (task.on_delta) task.on_delta({sequence.index(), token, text});
   if (!sequence.ended()) return;
-  const bool cached = task.request.cache_turn && cache_.enabled() && !task.request.from;
-  if (task.request.keep_snapshot || cached) {
+  if (keeps_end(task)) {
     sequence.closing = true;  // one more step takes its last token in
   } else {
     sequence.state.reset();
   }
+}
+
+// Whether the state after the last token is wanted.
+bool Engine::keeps_end(const Task& task) const {
+  const Request& request = task.request;
+  return request.keep_snapshot || (request.cache_turn && cache_.enabled() && !request.from);
 }
 
 // The state has taken in every token of an ended sequence.
@@ -386,6 +444,7 @@ void Engine::finish_completed() {
 }
 
 void Engine::finish(std::unique_ptr<Task> task) {
+  ahead_.forget(*task);
   for (auto& sequence : task->sequences) {
     task->result.completions.push_back(std::move(sequence->completion));
   }
@@ -399,6 +458,8 @@ void Engine::finish(std::unique_ptr<Task> task) {
 
 // A step failed: every admitted request ends with the message; the waiting ones go on.
 void Engine::fail_running(const std::string& message) {
+  ahead_ = {};
+  backend_->drop_samples();
   std::vector<RequestId> running;
   {
     const std::lock_guard lock(mutex_);
