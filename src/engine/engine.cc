@@ -273,6 +273,7 @@ bool Engine::can_run_ahead(const QueuedStep& step) const {
 // token ends comes along in vain, unless its end is kept: then this is its closing step.
 QueuedStep Engine::queue_after(const QueuedStep& step) {
   QueuedStep next;
+  next.ahead = true;
   std::vector<SampleRow> draws;
   batch_.clear();
   for (size_t i = 0; i < step.decode.size(); ++i) {
@@ -310,6 +311,7 @@ void Engine::complete(const QueuedStep& step) {
   }
   const std::lock_guard lock(mutex_);
   ++stats_.steps;
+  stats_.steps_ahead += step.ahead;
   stats_.output_tokens += decoded;
   stats_.prompt_tokens += prompt_tokens;
   stats_.cache = cache_.counters();

@@ -39,6 +39,7 @@ struct EngineOptions {
 
 struct EngineStats {
   int64_t steps = 0;
+  int64_t steps_ahead = 0;    // of them queued before the tokens of the step before were read
   int64_t prompt_tokens = 0;  // computed, not taken from the cache
   int64_t output_tokens = 0;
   int64_t waiting = 0;

@@ -28,6 +28,7 @@ struct QueuedStep {
   std::vector<Decode> decode;    // row i of the logits and of the draw is that of decode[i]
   std::vector<Prefill> prefill;  // whose rows of logits follow
   TensorView logits{};           // [R, N], until another step is queued
+  bool ahead = false;            // queued before the tokens of the step before were read
 
   bool empty() const { return decode.empty() && prefill.empty(); }
 
