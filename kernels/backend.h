@@ -173,6 +173,10 @@ class Backend {
   // stand still between two steps if the second were queued only when the first is read.
   virtual bool asynchronous() const { return false; }
 
+  // Seconds, by the device's clock, of all steps whose tokens are drawn and collected, from
+  // begin_step() to the end of the draw; 0 where host and device are the same.
+  virtual double step_seconds() const { return 0; }
+
   // Queues the draw of one token per row of logits [rows, N] f32; what `rows` refers to is copied.
   // REQUIRES: at least one row, fewer than two draws queued and not collected.
   virtual void queue_sample(const TensorView& logits, std::span<const SampleRow> rows) = 0;

@@ -16,6 +16,7 @@
 #include "kernels/cuda/mix_decode.cuh"
 #include "kernels/cuda/read_bandwidth.cuh"
 #include "kernels/cuda/sample.cuh"
+#include "kernels/cuda/step_timer.h"
 #include "kernels/cuda/uploader.h"
 
 namespace gsa {
@@ -77,8 +78,9 @@ class CudaBackend final : public Backend {
              std::span<SampleResult> results) override;
   bool asynchronous() const override { return true; }
   void queue_sample(const TensorView& logits, std::span<const SampleRow> rows) override;
-  void collect_sample(std::span<SampleResult> results) override { sampler_.collect(results); }
-  void drop_samples() override { sampler_.drop(); }
+  void collect_sample(std::span<SampleResult> results) override;
+  void drop_samples() override;
+  double step_seconds() const override { return timer_.seconds(); }
 
  private:
   using RecordingKey = std::tuple<int64_t, const void*, const void*>;  // rows, model, states
@@ -108,6 +110,7 @@ class CudaBackend final : public Backend {
   DeviceArray<std::byte> gate_up_;  // [T, 2F]
   ChunkedMix chunked_mix_;
   Sampler sampler_;
+  StepTimer timer_;
   int64_t sampler_rows_ = 0, sampler_vocabulary_ = 0;
   DeviceArray<float> edges_;  // of the convolution
 
@@ -129,6 +132,7 @@ CudaBackend::CudaBackend() {
   chained_ = alone_;
   chained_.overlap = device.major >= 9;
   multiplier_ = std::make_unique<Multiplier>();
+  timer_.reserve();
 }
 
 int64_t CudaBackend::free_memory() const {
@@ -204,6 +208,7 @@ bool CudaBackend::begin_step(const Step& step) {
   const int64_t rows = recordable ? bucket_of(T) : T;
   const bool fits = rows <= std::min(limits_.tokens, limits_.logit_rows);
   filled_up_ = fits ? rows - T : 0;
+  timer_.begin(stream_.get());
   step_.upload(step, T + filled_up_, stream_.get());
   take_tokens(alone_, sampler_.tokens(), step_.drawn_rows(),
               static_cast<int64_t>(step.drawn_rows.size()), step_.tokens());
@@ -351,6 +356,17 @@ void CudaBackend::score(const TensorView& logits, std::span<const int32_t> targe
 void CudaBackend::queue_sample(const TensorView& logits, std::span<const SampleRow> rows) {
   reserve_sampler(logits);
   sampler_.queue(chained_, logits.f32(), logits.shape[1], rows);
+  timer_.draw_queued(stream_.get());
+}
+
+void CudaBackend::collect_sample(std::span<SampleResult> results) {
+  timer_.draw_collected();
+  sampler_.collect(results);  // may throw
+}
+
+void CudaBackend::drop_samples() {
+  sampler_.drop();
+  timer_.draws_dropped();
 }
 
 }  // namespace

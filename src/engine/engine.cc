@@ -314,6 +314,7 @@ void Engine::complete(const QueuedStep& step) {
   stats_.steps_ahead += step.ahead;
   stats_.output_tokens += decoded;
   stats_.prompt_tokens += prompt_tokens;
+  stats_.device_seconds = backend_->step_seconds();
   stats_.cache = cache_.counters();
 }
 

@@ -44,6 +44,7 @@ struct EngineStats {
   int64_t output_tokens = 0;
   int64_t waiting = 0;
   int64_t running = 0;
+  double device_seconds = 0;  // Backend::step_seconds()
   PrefixCache::Counters cache;
 };
 
