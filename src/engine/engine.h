@@ -57,6 +57,14 @@ struct Task;
 // Callbacks run on the engine's thread. A request's tokens depend on the request alone, not on what
 // else is in the batch, when it came or how many threads there are.
 //
+// Running ahead. Where the device works on its own, a step is queued before the tokens of the one
+// before are read: it takes them from the device's memory, and while it runs the host reads,
+// streams and decides. That is so whenever the same sequences just go on; a step that admits a
+// request, reads a prompt or follows the end of a kept state is queued once the one before is read.
+// A sequence that turns out to have ended was computed once in vain, which nobody sees: the result
+// is dropped, and its state is given on in the order of the device's work. Where the state after
+// the last token is wanted, that step was needed anyhow.
+//
 // Fork and rewind. A request with keep_snapshot hands back the state after its last token; a later
 // request goes on from it (Request::from) without reading the text again. The same snapshot may be
 // given any number of times: to several requests at once (a fork), or again after others have gone
