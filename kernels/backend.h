@@ -51,6 +51,9 @@ struct Step {
   std::span<const int32_t> tokens;      // [T] ids in [0, N)
   std::span<const Segment> segments;    // [B]
   std::span<const int32_t> logit_rows;  // [R] rows of the packed step whose logits are wanted
+  // [T] or empty. Where it is not: token t is the one that the latest queue_sample() drew for its
+  // row drawn_rows[t], which the host may not know yet, and tokens[t] means nothing.
+  std::span<const int32_t> drawn_rows{};
   // Who issues the operations, and the memory that holds the states: steps that agree in both and
   // in T, B and R, all tokens decoded, issue the same operations on the same memory.
   const void* model = nullptr;
@@ -114,9 +117,9 @@ struct GatedMlp {
 // Memory, a stream, and every fused operation of a GSA model on one device.
 //
 // Operations are queued in order on the backend's stream; they may still run when the call returns.
-// download(), score() and sample() alone wait for what they return. A backend is used by one thread
-// at a time. Shapes are the caller's part: operations assert them. Device failures throw
-// gsa::Error.
+// download(), score(), collect_sample() and sample() alone wait for what they return. A backend is
+// used by one thread at a time. Shapes are the caller's part: operations assert them. Device
+// failures throw gsa::Error.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -166,9 +169,25 @@ class Backend {
   virtual void score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
                      std::span<SampleResult> results) = 0;
 
-  // Draws one token per row of logits [rows, N] f32. A row whose logits hold a NaN throws.
-  virtual void sample(const TensorView& logits, std::span<const SampleRow> rows,
-                      std::span<SampleResult> results) = 0;
+  // Whether the device works on what is queued while the host does something else, so that it would
+  // stand still between two steps if the second were queued only when the first is read.
+  virtual bool asynchronous() const { return false; }
+
+  // Seconds, by the device's clock, of all steps whose tokens are drawn and collected, from
+  // begin_step() to the end of the draw; 0 where host and device are the same.
+  virtual double step_seconds() const { return 0; }
+
+  // Queues the draw of one token per row of logits [rows, N] f32; what `rows` refers to is copied.
+  // REQUIRES: at least one row, fewer than two draws queued and not collected.
+  virtual void queue_sample(const TensorView& logits, std::span<const SampleRow> rows) = 0;
+  // Waits for the oldest draw not yet collected and returns its results in order. A row whose
+  // logits hold a NaN throws; the draw is then collected all the same.
+  virtual void collect_sample(std::span<SampleResult> results) = 0;
+  // Forgets the draws not yet collected. Throws nothing, whatever became of the device.
+  virtual void drop_samples() = 0;
+  // Both in one. REQUIRES: every draw is collected.
+  void sample(const TensorView& logits, std::span<const SampleRow> rows,
+              std::span<SampleResult> results);
 };
 
 // The CPU. threads 0: one per physical core.

@@ -45,8 +45,8 @@ struct SampleRow {
   uint64_t index = 0;  // place of the new token in its sequence: the random counter
   std::span<const TokenCount> counts{};
   std::span<const int32_t> banned{};  // EOS before min_tokens, for instance
-  // Row of the previous draw whose token is not yet in `counts`: a device that draws ahead of the
-  // host counts it once more, in context and output. Always -1 on the CPU.
+  // Row of the draw queued before this one whose token is not yet in `counts`, since the host may
+  // not know it: it counts once more, in context and output. -1: all are in.
   int32_t pending_row = -1;
 };
 

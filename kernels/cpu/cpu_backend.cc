@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <fstream>
 #include <limits>
 #include <string>
@@ -88,10 +89,7 @@ class CpuBackend final : public Backend {
   double measure_read_bandwidth() override { return cpu::measure_read_bandwidth(pool_); }
 
   void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) override;
-  bool begin_step(const Step& step) override {
-    step_ = step;
-    return true;
-  }
+  bool begin_step(const Step& step) override;
   void end_step() override {}
   void embed(const TensorView& table, const TensorView& x) override;
   void norm_project(const NormProject& args) override;
@@ -101,13 +99,20 @@ class CpuBackend final : public Backend {
   void gather_logit_rows(const TensorView& x, const TensorView& out) override;
   void score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
              std::span<SampleResult> results) override;
-  void sample(const TensorView& logits, std::span<const SampleRow> rows,
-              std::span<SampleResult> results) override;
+  void queue_sample(const TensorView& logits, std::span<const SampleRow> rows) override;
+  void collect_sample(std::span<SampleResult> results) override;
+  void drop_samples() override { draws_.clear(); }
 
  private:
-  // results[r] = body(row r of the logits, r), rows in parallel; throws where one holds a NaN.
+  // Tokens that are drawn and not yet collected.
+  struct Draw {
+    std::vector<SampleResult> results;
+    bool nan = false;
+  };
+
+  // results[r] = body(row r of the logits, r), rows in parallel; false where one holds a NaN.
   template <typename Body>
-  void for_each_row(const TensorView& logits, std::span<SampleResult> results, const Body& body);
+  bool for_each_row(const TensorView& logits, std::span<SampleResult> results, const Body& body);
 
   // normed_ = norm(x), row by row.
   void normalize(const TensorView& x, const TensorView& weight, double eps);
@@ -117,6 +122,9 @@ class CpuBackend final : public Backend {
 
   ThreadPool pool_;
   Step step_;
+  std::vector<int32_t> step_tokens_;  // of a step whose tokens are drawn ones
+  std::deque<Draw> draws_;
+  std::vector<int32_t> drawn_;  // tokens of the latest draw
   cpu::MixScratch scratch_;
   // Aligned, so that no vector lies across two cache lines.
   Buffer normed_;  // [T, max(D, H*V)]
@@ -138,6 +146,15 @@ void CpuBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_
   normed_ = allocate(std::max(limits.tokens, limits.logit_rows) * std::max(D, shape.H * shape.V) *
                      sizeof(float));
   up_ = allocate(limits.tokens * F * sizeof(float));
+}
+
+bool CpuBackend::begin_step(const Step& step) {
+  step_ = step;
+  if (step.drawn_rows.empty()) return true;
+  step_tokens_.clear();
+  for (int32_t row : step.drawn_rows) step_tokens_.push_back(drawn_[row]);
+  step_.tokens = step_tokens_;
+  return true;
 }
 
 void CpuBackend::embed(const TensorView& table, const TensorView& x) {
@@ -221,7 +238,7 @@ void CpuBackend::gather_logit_rows(const TensorView& x, const TensorView& out) {
 }
 
 template <typename Body>
-void CpuBackend::for_each_row(const TensorView& logits, std::span<SampleResult> results,
+bool CpuBackend::for_each_row(const TensorView& logits, std::span<SampleResult> results,
                               const Body& body) {
   assert(logits.shape[0] == static_cast<int64_t>(results.size()));
   const int64_t N = logits.shape[1];
@@ -234,21 +251,41 @@ void CpuBackend::for_each_row(const TensorView& logits, std::span<SampleResult> 
       results[r] = body(row, r);
     }
   });
-  if (nan) throw_nan_logits();
+  return !nan;
 }
 
 void CpuBackend::score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
                        std::span<SampleResult> results) {
-  for_each_row(logits, results, [&](const float* row, int64_t r) {
+  const bool sound = for_each_row(logits, results, [&](const float* row, int64_t r) {
     return cpu::score_row(row, logits.shape[1], targets[r], top);
   });
+  if (!sound) throw_nan_logits();
 }
 
-void CpuBackend::sample(const TensorView& logits, std::span<const SampleRow> rows,
-                        std::span<SampleResult> results) {
-  for_each_row(logits, results, [&](const float* row, int64_t r) {
-    return cpu::sample_row(row, logits.shape[1], rows[r]);
+// Draws at once; only the results wait.
+void CpuBackend::queue_sample(const TensorView& logits, std::span<const SampleRow> rows) {
+  Draw draw;
+  draw.results.resize(rows.size());
+  draw.nan = !for_each_row(logits, draw.results, [&](const float* logits_row, int64_t r) {
+    SampleRow row = rows[r];
+    std::vector<TokenCount> counts;
+    if (row.pending_row >= 0) {
+      counts = cpu::count_once_more(row.counts, drawn_[row.pending_row]);
+      row.counts = counts;
+    }
+    return cpu::sample_row(logits_row, logits.shape[1], row);
   });
+  drawn_.clear();
+  for (const SampleResult& result : draw.results) drawn_.push_back(result.token);
+  draws_.push_back(std::move(draw));
+}
+
+void CpuBackend::collect_sample(std::span<SampleResult> results) {
+  assert(!draws_.empty() && draws_.front().results.size() == results.size());
+  const Draw draw = std::move(draws_.front());
+  draws_.pop_front();
+  if (draw.nan) throw_nan_logits();
+  std::copy(draw.results.begin(), draw.results.end(), results.begin());
 }
 
 }  // namespace

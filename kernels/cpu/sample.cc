@@ -118,6 +118,16 @@ int32_t draw(const float* logits, int64_t n, const SampleRow& row) {
 
 }  // namespace
 
+std::vector<TokenCount> count_once_more(std::span<const TokenCount> counts, int32_t token) {
+  std::vector<TokenCount> all(counts.begin(), counts.end());
+  auto at = std::find_if(all.begin(), all.end(),
+                         [token](const TokenCount& count) { return count.token == token; });
+  if (at == all.end()) at = all.insert(at, {.token = token});
+  ++at->in_context;
+  ++at->in_output;
+  return all;
+}
+
 SampleResult sample_row(const float* logits, int64_t n, const SampleRow& row) {
   const SamplingParams& p = *row.params;
   int32_t token;

@@ -16,6 +16,7 @@
 #include "kernels/cuda/mix_decode.cuh"
 #include "kernels/cuda/read_bandwidth.cuh"
 #include "kernels/cuda/sample.cuh"
+#include "kernels/cuda/step_timer.h"
 #include "kernels/cuda/stream_program.h"
 #include "kernels/cuda/uploader.h"
 
@@ -76,8 +77,11 @@ class CudaBackend final : public Backend {
   void gather_logit_rows(const TensorView& x, const TensorView& out) override;
   void score(const TensorView& logits, std::span<const int32_t> targets, int32_t top,
              std::span<SampleResult> results) override;
-  void sample(const TensorView& logits, std::span<const SampleRow> rows,
-              std::span<SampleResult> results) override;
+  bool asynchronous() const override { return true; }
+  void queue_sample(const TensorView& logits, std::span<const SampleRow> rows) override;
+  void collect_sample(std::span<SampleResult> results) override;
+  void drop_samples() override;
+  double step_seconds() const override { return timer_.seconds(); }
 
  private:
   using RecordingKey = std::tuple<int64_t, const void*, const void*>;  // rows, model, states
@@ -107,6 +111,7 @@ class CudaBackend final : public Backend {
   DeviceArray<std::byte> gate_up_;  // [T, 2F]
   ChunkedMix chunked_mix_;
   Sampler sampler_;
+  StepTimer timer_;
   int64_t sampler_rows_ = 0, sampler_vocabulary_ = 0;
   DeviceArray<float> edges_;  // of the convolution
 
@@ -135,6 +140,7 @@ CudaBackend::CudaBackend() {
   chained_ = alone_;
   chained_.overlap = device.major >= 9;
   multiplier_ = std::make_unique<Multiplier>();
+  timer_.reserve();
 }
 
 int64_t CudaBackend::free_memory() const {
@@ -213,7 +219,10 @@ bool CudaBackend::begin_step(const Step& step) {
   const int64_t rows = recordable ? bucket_of(T) : T;
   const bool fits = rows <= std::min(limits_.tokens, limits_.logit_rows);
   filled_up_ = fits ? rows - T : 0;
+  timer_.begin(stream_.get());
   step_.upload(step, T + filled_up_, stream_.get());
+  take_tokens(alone_, sampler_.tokens(), step_.drawn_rows(),
+              static_cast<int64_t>(step.drawn_rows.size()), step_.tokens());
   if (!recordable) return true;
   const auto [at, fresh] = recordings_.try_emplace({T + filled_up_, step.model, step.states});
   recording_ = &at->second;
@@ -347,10 +356,12 @@ void CudaBackend::gather_logit_rows(const TensorView& x, const TensorView& out) 
   gather(chained_, x.f32(), step_.logit_rows(), rows_of(out), x.shape[1], out.f32());
 }
 
-// At the first call; later ones need no more rows, or are outside of a step's common way.
+// At the first call; later ones need no more rows, or are outside of a step's common way, where no
+// draw is queued.
 void CudaBackend::reserve_sampler(const TensorView& logits) {
   const int64_t rows = std::max(limits_.segments, logits.shape[0]);
   if (rows <= sampler_rows_ && logits.shape[1] <= sampler_vocabulary_) return;
+  assert(!sampler_.queued());
   synchronize();
   sampler_rows_ = rows;
   sampler_vocabulary_ = logits.shape[1];
@@ -365,12 +376,20 @@ void CudaBackend::score(const TensorView& logits, std::span<const int32_t> targe
   sampler_.score(chained_, logits.f32(), logits.shape[1], targets, top, results);
 }
 
-void CudaBackend::sample(const TensorView& logits, std::span<const SampleRow> rows,
-                         std::span<SampleResult> results) {
-  if (results.empty()) return;
+void CudaBackend::queue_sample(const TensorView& logits, std::span<const SampleRow> rows) {
   reserve_sampler(logits);
   sampler_.queue(chained_, logits.f32(), logits.shape[1], rows);
-  sampler_.collect(results);
+  timer_.draw_queued(stream_.get());
+}
+
+void CudaBackend::collect_sample(std::span<SampleResult> results) {
+  timer_.draw_collected();
+  sampler_.collect(results);  // may throw
+}
+
+void CudaBackend::drop_samples() {
+  sampler_.drop();
+  timer_.draws_dropped();
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ void DeviceStep::reserve(const StepLimits& limits) {
   // Every token may be a segment and a tile of its own.
   const size_t rows = std::max(limits.tokens, limits.logit_rows);
   slot_bytes_ =
-      rows * (2 * sizeof(int32_t) + sizeof(DecodeRow) + sizeof(Segment) + sizeof(ChunkTile)) +
+      rows * (3 * sizeof(int32_t) + sizeof(DecodeRow) + sizeof(Segment) + sizeof(ChunkTile)) +
       kParts * kAlignment;
   device_ = DeviceArray<std::byte>(slot_bytes_);
   pinned_ = PinnedArray<std::byte>(slot_bytes_ * kSlots);
@@ -77,6 +77,7 @@ void DeviceStep::upload(const Step& step, int64_t rows, cudaStream_t stream) {
   put(kDecode, host_decode_);
   put(kSegments, host_segments_);
   put(kTiles, host_tiles_);
+  put(kDrawnRows, step.drawn_rows);
   GSA_CUDA_CHECK(cudaMemcpyAsync(device_.get(), slot, used, cudaMemcpyHostToDevice, stream));
   GSA_CUDA_CHECK(cudaEventRecord(uploaded.get(), stream));
   slot_ = (slot_ + 1) % kSlots;

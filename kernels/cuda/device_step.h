@@ -24,7 +24,8 @@ class DeviceStep {
   int64_t rows() const { return rows_; }
 
   // In device memory.
-  const int32_t* tokens() const { return at<int32_t>(kTokens); }         // [rows]
+  int32_t* tokens() { return at<int32_t>(kTokens); }                     // [rows]
+  const int32_t* drawn_rows() const { return at<int32_t>(kDrawnRows); }  // Step::drawn_rows
   const int32_t* logit_rows() const { return at<int32_t>(kLogitRows); }  // [logit_count]
   int64_t logit_count() const { return logit_count_; }
   const DecodeRow* decode_rows() const { return at<DecodeRow>(kDecode); }  // segments of one token
@@ -37,12 +38,13 @@ class DeviceStep {
   int64_t long_tiles() const { return long_tiles_; }  // of the long segments
 
  private:
-  enum Part { kTokens, kLogitRows, kDecode, kSegments, kTiles, kParts };
+  // Drawn rows come last, since steps that take them from the draw are replayed as others are.
+  enum Part { kTokens, kLogitRows, kDecode, kSegments, kTiles, kDrawnRows, kParts };
   static constexpr int kSlots = 4;
 
   template <typename T>
-  const T* at(Part part) const {
-    return reinterpret_cast<const T*>(device_.get() + offsets_[part]);
+  T* at(Part part) const {
+    return reinterpret_cast<T*>(device_.get() + offsets_[part]);
   }
   void arrange(const Step& step, int64_t rows);
 

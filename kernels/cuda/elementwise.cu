@@ -42,6 +42,12 @@ __global__ void embed_kernel(const T* table, const int32_t* tokens, int64_t D, f
   for (int64_t c = threadIdx.x; c < D; c += kThreads) x[blockIdx.x * D + c] = to_float(row[c]);
 }
 
+__global__ void take_tokens_kernel(const int32_t* drawn, const int32_t* rows, int64_t count,
+                                   int32_t* tokens) {
+  const int64_t t = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (t < count) tokens[t] = drawn[rows[t]];
+}
+
 __global__ void gather_kernel(const float* x, const int32_t* rows, int64_t D, float* out) {
   grid_release();
   grid_wait();
@@ -221,6 +227,13 @@ void embed(const Launch& how, const TensorView& table, const int32_t* tokens, in
     launch(how, {.blocks = static_cast<unsigned>(count), .threads = kThreads}, embed_kernel<T>,
            static_cast<const T*>(table.data), tokens, table.shape[1], x);
   });
+}
+
+void take_tokens(const Launch& how, const int32_t* drawn, const int32_t* rows, int64_t count,
+                 int32_t* tokens) {
+  if (count == 0) return;
+  launch(how, {.blocks = blocks_for(count), .threads = kThreads}, take_tokens_kernel, drawn, rows,
+         count, tokens);
 }
 
 void gather(const Launch& how, const float* x, const int32_t* rows, int64_t count, int64_t D,

@@ -13,6 +13,10 @@ namespace gsa::cuda {
 void embed(const Launch& how, const TensorView& table, const int32_t* tokens, int64_t count,
            float* x);
 
+// tokens[t] = drawn[rows[t]].
+void take_tokens(const Launch& how, const int32_t* drawn, const int32_t* rows, int64_t count,
+                 int32_t* tokens);
+
 // out[r] = x[rows[r]], rows of D floats.
 void gather(const Launch& how, const float* x, const int32_t* rows, int64_t count, int64_t D,
             float* out);

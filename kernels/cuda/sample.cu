@@ -179,6 +179,10 @@ void Sampler::collect(std::span<SampleResult> results) {
   }
 }
 
+void Sampler::drop() {
+  for (; queued(); ++collected_) cudaEventSynchronize(calls_[collected_ % 2].done.get());
+}
+
 void Sampler::read_results(const Call& call, std::span<SampleResult> results) {
   for (size_t r = 0; r < results.size(); ++r) {
     if (call.scores[r].nan) throw_nan_logits();

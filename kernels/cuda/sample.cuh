@@ -35,6 +35,11 @@ class Sampler {
   // NaN; the call is then collected all the same.
   void collect(std::span<SampleResult> results);
 
+  // Whether a call is not yet collected.
+  bool queued() const { return queued_ > collected_; }
+  // Waits for the calls not yet collected and forgets them. Does not throw.
+  void drop();
+
   // [rows] the tokens that the latest queue() drew, in device memory; the address does not change.
   // The row of a NaN holds some token of the vocabulary.
   const int32_t* tokens() const { return latest_.get(); }

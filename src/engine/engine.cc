@@ -39,12 +39,6 @@ StepLimits step_limits(const Scheduler::Options& scheduling, int64_t states) {
   return {.tokens = tokens, .segments = states, .logit_rows = tokens};
 }
 
-Logits logits_wanted(const Task& task, const Scheduler::Chunk& chunk) {
-  if (task.request.prompt_logprobs) return Logits::kAll;
-  const bool junction = task.fed + chunk.count == task.snapshot_at;
-  return chunk.last || junction ? Logits::kLast : Logits::kNone;
-}
-
 }  // namespace
 
 Engine::Engine(std::shared_ptr<const LoadedModel> model, const EngineOptions& options)
@@ -56,6 +50,7 @@ Engine::Engine(std::shared_ptr<const LoadedModel> model, const EngineOptions& op
                  step_limits(scheduling_, states_.capacity()), options.on_load),
       restored_logits_(backend_->allocate(model_->config.vocab_size * sizeof(float))),
       cache_(options.cache_bytes),
+      run_ahead_(options.run_ahead.value_or(backend_->asynchronous())),
       scheduler_(scheduling_) {
   thread_ = std::thread([this] { loop(); });
 }
@@ -147,13 +142,12 @@ void Engine::loop() {
 
 void Engine::step() {
   for (std::unique_ptr<Task>& task : take_expired(Clock::now())) finish(std::move(task));
-  const Scheduler::Plan plan = schedule();
-  if (!plan.empty()) {
-    try {
-      run(plan);
-    } catch (const std::exception& error) {
-      fail_running(error.what());
-    }
+  try {
+    const QueuedStep step = ahead_.empty() ? queue(schedule()) : std::exchange(ahead_, {});
+    if (can_run_ahead(step)) ahead_ = queue_after(step);
+    complete(step);
+  } catch (const std::exception& error) {
+    fail_running(error.what());
   }
   finish_completed();
 }
@@ -232,141 +226,6 @@ void Engine::begin(Task& task) {
   sample_first(task, TensorView(restored_logits_.data(), DType::kF32, {1, N}));
 }
 
-void Engine::run(const Scheduler::Plan& plan) {
-  batch_.clear();
-  std::vector<Decoding> decoding;
-  for (RequestId id : plan.decode) {
-    Task& owner = task(id);
-    for (auto& sequence : owner.sequences) {
-      if (sequence->ended() && !sequence->closing) continue;
-      const int32_t token = sequence->last_token();
-      batch_.add(sequence->state, {&token, 1}, Logits::kLast);
-      decoding.push_back({&owner, sequence.get()});
-    }
-  }
-  std::vector<Prefill> prefill;
-  for (const Scheduler::Chunk& chunk : plan.prefill) {
-    Task& owner = task(chunk.id);
-    const std::span<const int32_t> tokens(owner.context);
-    const Logits wanted = logits_wanted(owner, chunk);
-    batch_.add(owner.states[0], tokens.subspan(owner.fed, chunk.count), wanted);
-    prefill.push_back({&owner, chunk, wanted});
-  }
-  if (batch_.tokens.empty()) return;  // what was to decode had ended with its first token
-  const TensorView logits = gsa_model_.forward(batch_, states_);
-  int64_t row = static_cast<int64_t>(decoding.size());
-  decode_done(decoding, logits.rows(0, row));
-  for (const Prefill& p : prefill) {
-    const int64_t rows = p.wanted == Logits::kAll ? p.chunk.count : p.wanted == Logits::kLast;
-    prefill_done(p, logits.rows(row, rows));
-    row += rows;
-  }
-  const std::lock_guard lock(mutex_);
-  ++stats_.steps;
-  stats_.output_tokens += static_cast<int64_t>(decoding.size());
-  stats_.prompt_tokens += static_cast<int64_t>(batch_.tokens.size() - decoding.size());
-  stats_.cache = cache_.counters();
-}
-
-void Engine::decode_done(const std::vector<Decoding>& decoding, const TensorView& logits) {
-  std::vector<SampleRow> rows;
-  for (const Decoding& d : decoding) rows.push_back(d.sequence->sample_row());
-  std::vector<SampleResult> results(rows.size());
-  backend_->sample(logits, rows, results);
-  for (size_t i = 0; i < decoding.size(); ++i) {
-    auto [owner, sequence] = decoding[i];
-    if (sequence->closing) {
-      close(*owner, *sequence, logits.rows(static_cast<int64_t>(i), 1));
-    } else {
-      accept(*owner, *sequence, std::move(results[i]));
-    }
-  }
-}
-
-void Engine::prefill_done(const Prefill& prefill, const TensorView& logits) {
-  Task& task = *prefill.task;
-  const int64_t count = prefill.chunk.count;
-  if (prefill.wanted == Logits::kAll) {
-    // Row i tells of the token after it; the prompt's last row tells of none in it.
-    const int64_t scored = prefill.chunk.last ? count - 1 : count;
-    const std::span<const int32_t> targets =
-        std::span<const int32_t>(task.context).subspan(task.fed + 1, scored);
-    std::vector<SampleResult> results(scored);
-    backend_->score(logits.rows(0, scored), targets, task.request.sampling.logprobs, results);
-    std::move(results.begin(), results.end(), std::back_inserter(task.result.prompt_logprobs));
-  }
-  task.fed += count;
-  if (prefill.wanted == Logits::kNone) return;
-  const TensorView last = logits.rows(logits.shape[0] - 1, 1);
-  const bool junction = task.fed == task.snapshot_at;
-  if (cache_.enabled() && !task.request.from && (junction || prefill.chunk.last)) {
-    const std::span<const int32_t> tokens(task.context);
-    if (!cache_.touch(tokens.first(task.fed))) {
-      cache_.insert(take_snapshot(task.states[0], tokens.first(task.fed), last));
-    }
-  }
-  if (prefill.chunk.last) sample_first(task, last);
-}
-
-// The prompt is complete: forks its state to all completions and draws the first token of each.
-void Engine::sample_first(Task& task, const TensorView& logits) {
-  task.result.first_token = Clock::now();
-  for (int32_t i = 0; i < task.request.n; ++i) {
-    if (i > 0) states_.copy(task.states[0], task.states[i]);
-    task.sequences.push_back(std::make_unique<Sequence>(*model_, task.request, task.context, i));
-  }
-  for (int32_t i = 0; i < task.request.n; ++i) {
-    Sequence& sequence = *task.sequences[i];
-    sequence.state = std::move(task.states[i]);
-    if (task.request.max_tokens == 0) {
-      sequence.end(FinishReason::kLength);
-      if (task.request.keep_snapshot) {
-        sequence.completion.snapshot = take_snapshot(sequence.state, task.context, logits);
-      }
-      continue;
-    }
-    const SampleRow row = sequence.sample_row();
-    SampleResult result;
-    backend_->sample(logits, {&row, 1}, {&result, 1});
-    accept(task, sequence, std::move(result));
-  }
-}
-
-void Engine::accept(Task& task, Sequence& sequence, SampleResult result) {
-  const int32_t token = result.token;
-  const std::string text = sequence.accept(std::move(result));
-  if (task.on_delta) task.on_delta({sequence.index(), token, text});
-  if (!sequence.ended()) return;
-  const bool cached = task.request.cache_turn && cache_.enabled() && !task.request.from;
-  if (task.request.keep_snapshot || cached) {
-    sequence.closing = true;  // one more step takes its last token in
-  } else {
-    sequence.state.reset();
-  }
-}
-
-// The state has taken in every token of an ended sequence.
-void Engine::close(const Task& task, Sequence& sequence, const TensorView& logits) {
-  std::vector<int32_t> tokens = task.context;
-  tokens.insert(tokens.end(), sequence.completion.tokens.begin(), sequence.completion.tokens.end());
-  std::shared_ptr<const Snapshot> snapshot = take_snapshot(sequence.state, tokens, logits);
-  if (task.request.keep_snapshot) sequence.completion.snapshot = snapshot;
-  if (cache_.enabled() && !task.request.from) cache_.insert(std::move(snapshot));
-  sequence.closing = false;
-  sequence.state.reset();
-}
-
-std::shared_ptr<const Snapshot> Engine::take_snapshot(const StateHandle& state,
-                                                      std::span<const int32_t> tokens,
-                                                      const TensorView& logits) {
-  auto snapshot = std::make_shared<Snapshot>();
-  snapshot->tokens.assign(tokens.begin(), tokens.end());
-  snapshot->state = states_.export_state(state);
-  snapshot->logits.resize(model_->config.vocab_size);
-  backend_->download(logits.data, snapshot->logits.size() * sizeof(float), snapshot->logits.data());
-  return snapshot;
-}
-
 // Delivers every task whose completions have all ended.
 void Engine::finish_completed() {
   std::vector<std::unique_ptr<Task>> completed;
@@ -386,6 +245,7 @@ void Engine::finish_completed() {
 }
 
 void Engine::finish(std::unique_ptr<Task> task) {
+  ahead_.forget(*task);
   for (auto& sequence : task->sequences) {
     task->result.completions.push_back(std::move(sequence->completion));
   }
@@ -399,6 +259,8 @@ void Engine::finish(std::unique_ptr<Task> task) {
 
 // A step failed: every admitted request ends with the message; the waiting ones go on.
 void Engine::fail_running(const std::string& message) {
+  ahead_ = {};
+  backend_->drop_samples();
   std::vector<RequestId> running;
   {
     const std::lock_guard lock(mutex_);

@@ -14,6 +14,7 @@
 
 #include "engine/loaded_model.h"
 #include "engine/prefix_cache.h"
+#include "engine/queued_step.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
 #include "kernels/backend.h"
@@ -30,15 +31,20 @@ struct EngineOptions {
   int64_t step_tokens = 0;      // most in a step, by which prompts are cut; 0: the device's choice
   int64_t queue_limit = 1024;   // requests that may wait
   int64_t cache_bytes = 0;      // of host memory for the prefix cache; 0: none
+  // Queues a step before the tokens of the one before are read; no value: where the device works
+  // while the host does something else. Results are the same.
+  std::optional<bool> run_ahead{};
   GsaModel::LoadProgress on_load{};  // called by the constructor while weights go to the device
 };
 
 struct EngineStats {
   int64_t steps = 0;
+  int64_t steps_ahead = 0;    // of them queued before the tokens of the step before were read
   int64_t prompt_tokens = 0;  // computed, not taken from the cache
   int64_t output_tokens = 0;
   int64_t waiting = 0;
   int64_t running = 0;
+  double device_seconds = 0;  // Backend::step_seconds()
   PrefixCache::Counters cache;
 };
 
@@ -50,6 +56,14 @@ struct Task;
 // Every function may be called from any thread, and from callbacks except where it says so.
 // Callbacks run on the engine's thread. A request's tokens depend on the request alone, not on what
 // else is in the batch, when it came or how many threads there are.
+//
+// Running ahead. Where the device works on its own, a step is queued before the tokens of the one
+// before are read: it takes them from the device's memory, and while it runs the host reads,
+// streams and decides. That is so whenever the same sequences just go on; a step that admits a
+// request, reads a prompt or follows the end of a kept state is queued once the one before is read.
+// A sequence that turns out to have ended was computed once in vain, which nobody sees: the result
+// is dropped, and its state is given on in the order of the device's work. Where the state after
+// the last token is wanted, that step was needed anyhow.
 //
 // Fork and rewind. A request with keep_snapshot hands back the state after its last token; a later
 // request goes on from it (Request::from) without reading the text again. The same snapshot may be
@@ -98,27 +112,21 @@ class Engine {
  private:
   using Clock = std::chrono::steady_clock;
 
-  // What a step works on.
-  struct Decoding {
-    Task* task;
-    Sequence* sequence;
-  };
-  struct Prefill {
-    Task* task;
-    Scheduler::Chunk chunk;
-    Logits wanted;
-  };
-
   void loop();
   void step();
   std::vector<std::unique_ptr<Task>> take_expired(Clock::time_point now);
   Scheduler::Plan schedule();
   void begin(Task& task);
-  void run(const Scheduler::Plan& plan);
-  void decode_done(const std::vector<Decoding>& decoding, const TensorView& logits);
-  void prefill_done(const Prefill& prefill, const TensorView& logits);
+  QueuedStep queue(const Scheduler::Plan& plan);
+  bool can_run_ahead(const QueuedStep& step) const;
+  QueuedStep queue_after(const QueuedStep& step);
+  void launch(QueuedStep& step, std::span<const SampleRow> draws);
+  void complete(const QueuedStep& step);
+  int64_t decode_done(const QueuedStep& step);
+  void prefill_done(const QueuedStep::Prefill& prefill, const TensorView& logits);
   void sample_first(Task& task, const TensorView& logits);
   void accept(Task& task, Sequence& sequence, SampleResult result);
+  bool keeps_end(const Task& task) const;
   void close(const Task& task, Sequence& sequence, const TensorView& logits);
   std::shared_ptr<const Snapshot> take_snapshot(const StateHandle& state,
                                                 std::span<const int32_t> tokens,
@@ -136,7 +144,9 @@ class Engine {
   GsaModel gsa_model_;
   Buffer restored_logits_;  // [1, N] of a snapshot
   PrefixCache cache_;
+  bool run_ahead_;
   Batch batch_;
+  QueuedStep ahead_;  // queued before the tokens of the step before were read; may be empty
 
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable wake_;

@@ -11,6 +11,8 @@ Sampler::Sampler(const SamplingParams& params, std::span<const int32_t> context,
       window_(window),
       banned_(std::move(banned)),
       min_tokens_(min_tokens) {
+  // What looks back at nothing repeats nothing, whatever a backend counts.
+  if (window_ == 0) params_.repetition_penalty = 1;
   if (!penalizes()) return;
   for (int32_t token : context) push_context(token);
 }
@@ -20,9 +22,19 @@ bool Sampler::penalizes() const {
          params_.frequency_penalty != 0;
 }
 
-SampleRow Sampler::row() const {
-  SampleRow row{.params = &params_, .index = first_ + drawn_, .counts = counts_, .banned = {}};
-  if (static_cast<int64_t>(drawn_) < min_tokens_) row.banned = banned_;
+SampleRow Sampler::row() const { return row_at(drawn_); }
+
+SampleRow Sampler::row_after(int32_t pending) {
+  // The pending token pushes the oldest one out of the window, whatever it will be.
+  if (window_ > 0) shrink_context(window_ - 1);
+  SampleRow row = row_at(drawn_ + 1);
+  if (penalizes()) row.pending_row = pending;
+  return row;
+}
+
+SampleRow Sampler::row_at(uint64_t drawn) const {
+  SampleRow row{.params = &params_, .index = first_ + drawn, .counts = counts_, .banned = {}};
+  if (static_cast<int64_t>(drawn) < min_tokens_) row.banned = banned_;
   return row;
 }
 
@@ -43,9 +55,14 @@ void Sampler::push_context(int32_t token) {
   ++count_of(token).in_context;
   if (window_ < 0) return;
   context_.push_back(token);
-  if (static_cast<int64_t>(context_.size()) <= window_) return;
-  --count_of(context_.front()).in_context;
-  context_.pop_front();
+  shrink_context(window_);
+}
+
+void Sampler::shrink_context(int64_t size) {
+  while (static_cast<int64_t>(context_.size()) > size) {
+    --count_of(context_.front()).in_context;
+    context_.pop_front();
+  }
 }
 
 }  // namespace gsa

@@ -11,7 +11,7 @@
 namespace gsa {
 
 // The per-sequence side of sampling: which token comes next in the random sequence, and what the
-// penalties count. The arithmetic is Backend::sample.
+// penalties count. The arithmetic is Backend::queue_sample.
 class Sampler {
  public:
   // `context` are the tokens before the first drawn one. `window`: how many of the latest tokens
@@ -24,6 +24,10 @@ class Sampler {
   // What to draw the next token by; valid until accept() or the sampler moves.
   SampleRow row() const;
 
+  // What to draw the token after the next one by, as valid: the next one is drawn by row `pending`
+  // of the draw before, and is not known yet. At most once before each accept().
+  SampleRow row_after(int32_t pending);
+
   // The token was drawn.
   void accept(int32_t token);
 
@@ -31,6 +35,8 @@ class Sampler {
   bool penalizes() const;
   TokenCount& count_of(int32_t token);
   void push_context(int32_t token);
+  void shrink_context(int64_t size);
+  SampleRow row_at(uint64_t drawn) const;
 
   SamplingParams params_;
   uint64_t first_;  // place of the first drawn token in the whole sequence

@@ -55,6 +55,12 @@ Scheduler::Plan Scheduler::plan() {
   return plan;
 }
 
+bool Scheduler::only_decodes(int64_t free_states) const {
+  if (!queue_.empty() && queue_.begin()->second.states <= free_states) return false;
+  return std::all_of(running_.begin(), running_.end(),
+                     [](const auto& running) { return running.second.prompt_tokens == 0; });
+}
+
 void Scheduler::remove(RequestId id) {
   const auto it = keys_.find(id);
   if (it == keys_.end()) return;

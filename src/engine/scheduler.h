@@ -50,6 +50,10 @@ class Scheduler {
   // The next step. Prefilled requests decode from the following plan on.
   Plan plan();
 
+  // Whether the next step would decode and do nothing else: no prompt is left to read, and nobody
+  // waits whom the free states admit.
+  bool only_decodes(int64_t free_states) const;
+
   // Forgets a request, wherever it stands.
   void remove(RequestId id);
 

@@ -33,7 +33,14 @@ class Sequence {
 
   int32_t index() const { return index_; }  // among the request's completions
   bool ended() const { return ended_; }
+  // Whether the next token is the last that the request allows.
+  bool draws_its_last() const {
+    return static_cast<int64_t>(completion.tokens.size()) + 1 >= request_.max_tokens;
+  }
   SampleRow sample_row() const { return sampler_.row(); }
+  // For the token after the next one, which is drawn by row `row` of the draw before and is not
+  // known yet; to be asked for once before each accept() at most.
+  SampleRow sample_row_after(int32_t row) { return sampler_.row_after(row); }
   int32_t last_token() const { return completion.tokens.back(); }
 
   StateHandle state;

@@ -19,13 +19,22 @@ constexpr TensorView LayerWeights::*kLayerTensors[] = {
 }  // namespace
 
 void Batch::add(const StateHandle& state, std::span<const int32_t> ids, Logits logits) {
+  assert(drawn_rows.empty());
   sequences.push_back({state.index(), static_cast<int32_t>(tokens.size()),
                        static_cast<int32_t>(ids.size()), logits});
   tokens.insert(tokens.end(), ids.begin(), ids.end());
 }
 
+void Batch::add_drawn(const StateHandle& state, int32_t row, Logits logits) {
+  assert(drawn_rows.size() == tokens.size());
+  sequences.push_back({state.index(), static_cast<int32_t>(tokens.size()), 1, logits});
+  tokens.push_back(0);
+  drawn_rows.push_back(row);
+}
+
 void Batch::clear() {
   tokens.clear();
+  drawn_rows.clear();
   sequences.clear();
 }
 
@@ -121,6 +130,7 @@ TensorView GsaModel::forward(const Batch& batch, StatePool& states) {
   if (backend_.begin_step({.tokens = batch.tokens,
                            .segments = segments_,
                            .logit_rows = logit_rows_,
+                           .drawn_rows = batch.drawn_rows,
                            .model = this,
                            .states = states.hk(0)})) {
     run(states, T, logits);

@@ -23,10 +23,14 @@ struct Batch {
   };
 
   std::vector<int32_t> tokens;
+  std::vector<int32_t> drawn_rows;  // Step::drawn_rows
   std::vector<Sequence> sequences;
 
   // Appends a sequence's next tokens. A state may stand in a batch once.
   void add(const StateHandle& state, std::span<const int32_t> tokens, Logits logits);
+  // The same for one token, which the latest Backend::queue_sample() drew for this row. A batch is
+  // made by one of the two alone.
+  void add_drawn(const StateHandle& state, int32_t row, Logits logits);
   void clear();
 };
 

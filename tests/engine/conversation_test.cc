@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "checkpoint/safetensors.h"
+#include "tests/support/engine_fixture.h"
 #include "tests/support/error_of.h"
 #include "tests/support/tale.h"
 #include "tests/support/temporary_folder.h"
@@ -19,7 +20,7 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-class ConversationTest : public testing::Test {
+class ConversationTest : public BothWays {
  protected:
   static Request settings() {
     Request request;
@@ -52,11 +53,13 @@ class ConversationTest : public testing::Test {
     return {turn.tokens.end() - turn.drawn, turn.tokens.end()};
   }
 
-  Engine engine_{tale_model(), one_state()};
+  Engine engine_{tale_model(), one_state(run_ahead())};
   const Conversation::Listener quiet_;
 };
 
-TEST_F(ConversationTest, ATurnCostsItsOwnTokensAndAnswersAsTheWholeTextWould) {
+INSTANTIATE_TEST_SUITE_P(Steps, ConversationTest, testing::Bool(), way_name);
+
+TEST_P(ConversationTest, ATurnCostsItsOwnTokensAndAnswersAsTheWholeTextWould) {
   Conversation chat = talk();
   EXPECT_TRUE(chat.tells_stories());
   int64_t read = 0;
@@ -77,7 +80,7 @@ TEST_F(ConversationTest, ATurnCostsItsOwnTokensAndAnswersAsTheWholeTextWould) {
   EXPECT_EQ(std::count(tokens.begin(), tokens.end(), 1), 1);
 }
 
-TEST_F(ConversationTest, ATurnCostsTheSameAfterThousandsOfTokens) {
+TEST_P(ConversationTest, ATurnCostsTheSameAfterThousandsOfTokens) {
   Conversation chat = talk();
   std::string chapter;
   for (int i = 0; i < 400; ++i) chapter += "and then she went on over the hills ";
@@ -96,7 +99,7 @@ TEST_F(ConversationTest, ATurnCostsTheSameAfterThousandsOfTokens) {
   EXPECT_EQ(drawn(chat.last()), answer_from_scratch(chat));
 }
 
-TEST_F(ConversationTest, StreamsTheAnswerInPieces) {
+TEST_P(ConversationTest, StreamsTheAnswerInPieces) {
   Conversation chat = talk();
   std::string shown;
   int pieces = 0;
@@ -110,7 +113,7 @@ TEST_F(ConversationTest, StreamsTheAnswerInPieces) {
   EXPECT_EQ(pieces, 12);
 }
 
-TEST_F(ConversationTest, AnEmptyTextGoesOnWithTheStory) {
+TEST_P(ConversationTest, AnEmptyTextGoesOnWithTheStory) {
   Conversation chat = talk();
   ASSERT_TRUE(chat.say("", quiet_)) << "BOS alone begins a story";
   chat.reset();
@@ -120,7 +123,7 @@ TEST_F(ConversationTest, AnEmptyTextGoesOnWithTheStory) {
   EXPECT_EQ(drawn(chat.last()), answer_from_scratch(chat));
 }
 
-TEST_F(ConversationTest, UndoIsExact) {
+TEST_P(ConversationTest, UndoIsExact) {
   Conversation chat = talk();
   chat.say("Once upon a time", quiet_);
   const std::shared_ptr<const Snapshot> first = chat.last().state;
@@ -137,7 +140,7 @@ TEST_F(ConversationTest, UndoIsExact) {
   EXPECT_EQ(chat.turns(), 2);
 }
 
-TEST_F(ConversationTest, RetryDrawsAnewAndWithTheSameSeedTheSame) {
+TEST_P(ConversationTest, RetryDrawsAnewAndWithTheSameSeedTheSame) {
   Conversation chat = talk();
   EXPECT_THAT(error_of([&] { chat.retry({}, quiet_); }), HasSubstr("nothing has been said"));
   chat.say("Once upon a time", quiet_);
@@ -154,7 +157,7 @@ TEST_F(ConversationTest, RetryDrawsAnewAndWithTheSameSeedTheSame) {
   EXPECT_EQ(drawn(chat.last()), other);
 }
 
-TEST_F(ConversationTest, EditSaysSomethingElseInPlaceOfTheLastText) {
+TEST_P(ConversationTest, EditSaysSomethingElseInPlaceOfTheLastText) {
   Conversation chat = talk();
   chat.say("Once upon a time", quiet_);
   chat.say("The king said", quiet_);
@@ -164,7 +167,7 @@ TEST_F(ConversationTest, EditSaysSomethingElseInPlaceOfTheLastText) {
   EXPECT_EQ(drawn(chat.last()), answer_from_scratch(chat));
 }
 
-TEST_F(ConversationTest, AStoppedAnswerStaysAsFarAsItCame) {
+TEST_P(ConversationTest, AStoppedAnswerStaysAsFarAsItCame) {
   Conversation chat = talk();
   chat.set("max-tokens", "100000");
   chat.set("ignore-eos", "on");
@@ -181,7 +184,7 @@ TEST_F(ConversationTest, AStoppedAnswerStaysAsFarAsItCame) {
   EXPECT_EQ(drawn(chat.last()), answer_from_scratch(chat));
 }
 
-TEST_F(ConversationTest, StoppedBeforeTheFirstTokenNothingIsSaid) {
+TEST_P(ConversationTest, StoppedBeforeTheFirstTokenNothingIsSaid) {
   Conversation chat = talk();
   chat.say("Once upon a time", quiet_);
   std::string flood;
@@ -194,7 +197,7 @@ TEST_F(ConversationTest, StoppedBeforeTheFirstTokenNothingIsSaid) {
   EXPECT_EQ(chat.last().user, "Once upon a time") << "a turn that is not replaced stays";
 }
 
-TEST_F(ConversationTest, RefusesWhatIsNoUtf8AndStaysAsItWas) {
+TEST_P(ConversationTest, RefusesWhatIsNoUtf8AndStaysAsItWas) {
   Conversation chat = talk();
   chat.say("Once upon a time", quiet_);
   EXPECT_THAT(error_of([&] { chat.say("caf\xE9", quiet_); }), HasSubstr("no UTF-8"));
@@ -204,7 +207,7 @@ TEST_F(ConversationTest, RefusesWhatIsNoUtf8AndStaysAsItWas) {
   EXPECT_EQ(chat.last().user, "Once upon a time");
 }
 
-TEST_F(ConversationTest, BranchesGoTheirOwnWays) {
+TEST_P(ConversationTest, BranchesGoTheirOwnWays) {
   Conversation chat = talk();
   chat.say("Once upon a time", quiet_);
   chat.fork("other");
@@ -225,7 +228,7 @@ TEST_F(ConversationTest, BranchesGoTheirOwnWays) {
   EXPECT_THAT(error_of([&] { chat.switch_to("x"); }), HasSubstr("no branch x; there are main, ot"));
 }
 
-TEST_F(ConversationTest, StatesBeyondTheBudgetAreComputedAnewWithTheSameResult) {
+TEST_P(ConversationTest, StatesBeyondTheBudgetAreComputedAnewWithTheSameResult) {
   // A budget of two states, besides the newest.
   const int64_t state = tale_model()->config.state_bytes() + tale_model()->config.vocab_size * 4;
   Conversation chat = talk({.keep_bytes = 2 * state + 2000, .system = ""});
@@ -251,7 +254,7 @@ TEST_F(ConversationTest, StatesBeyondTheBudgetAreComputedAnewWithTheSameResult) 
   EXPECT_EQ(chat.unread_tokens(), 0);
 }
 
-TEST_F(ConversationTest, ASystemTextOpensTheStoryWheneverItIsGiven) {
+TEST_P(ConversationTest, ASystemTextOpensTheStoryWheneverItIsGiven) {
   Conversation before = talk({.system = "A tale of the sea."});
   before.say("Once upon a time", quiet_);
   before.say("The king said", quiet_);
@@ -271,7 +274,7 @@ TEST_F(ConversationTest, ASystemTextOpensTheStoryWheneverItIsGiven) {
   EXPECT_EQ(after.unread_tokens(), 0);
 }
 
-TEST_F(ConversationTest, ResetForgetsTheTurnsAndNotTheSystemText) {
+TEST_P(ConversationTest, ResetForgetsTheTurnsAndNotTheSystemText) {
   Conversation chat = talk({.system = "A tale of the sea."});
   chat.say("Once upon a time", quiet_);
   const std::vector<int32_t> first = chat.last().tokens;
@@ -282,7 +285,7 @@ TEST_F(ConversationTest, ResetForgetsTheTurnsAndNotTheSystemText) {
   EXPECT_EQ(chat.last().tokens, first);
 }
 
-TEST_F(ConversationTest, GoesOnFromItsFileAsIfItHadNeverStopped) {
+TEST_P(ConversationTest, GoesOnFromItsFileAsIfItHadNeverStopped) {
   const TemporaryFolder folder;
   Conversation chat = talk({.system = "A tale of the sea."});
   chat.set("stop", "[\"never said\", \"\\u00e9\"]");
@@ -313,7 +316,7 @@ TEST_F(ConversationTest, GoesOnFromItsFileAsIfItHadNeverStopped) {
   EXPECT_EQ(again.last().tokens, chat.last().tokens);
 }
 
-TEST_F(ConversationTest, SavesTheStateOfATurnThatIsNoLongerKept) {
+TEST_P(ConversationTest, SavesTheStateOfATurnThatIsNoLongerKept) {
   const TemporaryFolder folder;
   Conversation chat = talk({.keep_bytes = 0, .system = ""});
   chat.say("Once upon a time", quiet_);
@@ -328,7 +331,7 @@ TEST_F(ConversationTest, SavesTheStateOfATurnThatIsNoLongerKept) {
   EXPECT_EQ(again.last().tokens, second);
 }
 
-TEST_F(ConversationTest, RefusesOtherFilesByNameAndStaysAsItWas) {
+TEST_P(ConversationTest, RefusesOtherFilesByNameAndStaysAsItWas) {
   const TemporaryFolder folder;
   Conversation chat = talk();
   EXPECT_THAT(error_of([&] { chat.save(folder / "empty"); }), HasSubstr("nothing has been said"));
@@ -366,7 +369,7 @@ TEST_F(ConversationTest, RefusesOtherFilesByNameAndStaysAsItWas) {
   EXPECT_EQ(chat.settings().sampling.temperature, 0.9);
 }
 
-TEST_F(ConversationTest, SettingsAreCheckedWhenTheyAreMade) {
+TEST_P(ConversationTest, SettingsAreCheckedWhenTheyAreMade) {
   Conversation chat = talk();
   chat.set("temperature", "0.25");
   chat.set("top_k", "3");

@@ -1,12 +1,15 @@
 // The engine on every device: requests beside others, texts and perplexity of the model that ships.
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <deque>
 #include <future>
+#include <iterator>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -136,6 +139,67 @@ TEST_P(EngineOn, DrawsTheSameTokensWhenARunIsRepeated) {
     }
     before = std::move(found);
   }
+}
+
+// Every way to end and everything that looks at tokens before, one request after the other, so that
+// all steps have the same shape.
+std::vector<Completion> completions(Engine& engine) {
+  const int64_t N = test::shipped_model()->config.vocab_size;
+  std::vector<Completion> all;
+  for (uint32_t i = 0; i < 12; ++i) {
+    Request request = test::greedy_request(test::random_tokens(10, N, i), 16);
+    SamplingParams& p = request.sampling;
+    if (i % 2 == 1) p.temperature = 0.9;
+    p.seed = i;
+    p.repetition_penalty = i % 3 == 0 ? 1.4 : 1;
+    p.presence_penalty = i % 3 == 1 ? 0.5 : 0;
+    p.frequency_penalty = i % 3 == 1 ? 0.5 : 0;
+    if (i % 4 < 2) request.repeat_last_n = i;
+    if (i % 4 == 1) request.stop = {"e"};
+    if (i % 4 == 2) request.stop_token_ids = test::random_tokens(N / 8, N, 100 + i);
+    request.min_tokens = 3;
+    request.keep_snapshot = i % 2 == 0;
+    request.n = i % 4 == 3 ? 3 : 1;
+    Result result = engine.submit(request).get();
+    EXPECT_EQ(result.error, "");
+    std::ranges::move(result.completions, std::back_inserter(all));
+  }
+  return all;
+}
+
+TEST_P(EngineOn, GivesTheSameBitsWhetherStepsAreQueuedAheadOrInTurn) {
+  const auto run = [this](std::optional<bool> run_ahead, bool is_ahead) {
+    Engine engine(test::shipped_model(),
+                  {.device = device(), .threads = 2, .states = 3, .run_ahead = run_ahead});
+    std::vector<Completion> found = completions(engine);
+    const EngineStats stats = engine.stats();
+    EXPECT_EQ(stats.steps_ahead > stats.steps / 2, is_ahead);
+    EXPECT_EQ(stats.device_seconds > 0, device() == "cuda");
+    return found;
+  };
+  const std::vector<Completion> in_turn = run(false, false);
+  int stopped = 0;
+  for (const auto& ahead : {run(true, true), run(std::nullopt, device() == "cuda")}) {
+    ASSERT_EQ(ahead.size(), in_turn.size());
+    for (size_t i = 0; i < ahead.size(); ++i) {
+      SCOPED_TRACE(testing::Message() << "completion " << i);
+      const Completion &a = ahead[i], &b = in_turn[i];
+      EXPECT_EQ(a.tokens, b.tokens);
+      EXPECT_EQ(a.text, b.text);
+      EXPECT_EQ(a.finish_reason, b.finish_reason);
+      stopped += a.finish_reason == FinishReason::kStop;
+      ASSERT_EQ(a.logprobs.size(), b.logprobs.size());
+      for (size_t t = 0; t < a.logprobs.size(); ++t) {
+        EXPECT_EQ(a.logprobs[t].logprob, b.logprobs[t].logprob);
+      }
+      ASSERT_EQ(a.snapshot != nullptr, b.snapshot != nullptr);
+      if (!a.snapshot) continue;
+      EXPECT_EQ(a.snapshot->tokens, b.snapshot->tokens);
+      EXPECT_EQ(a.snapshot->state, b.snapshot->state);
+      EXPECT_EQ(a.snapshot->logits, b.snapshot->logits);
+    }
+  }
+  EXPECT_GT(stopped, 4);
 }
 
 TEST_P(EngineOn, TellsTheTalesThatTheCpuTells) {

@@ -27,10 +27,6 @@ std::shared_ptr<LoadedModel> model() {
   return model;
 }
 
-EngineOptions options(int64_t states = 4) {
-  return {.device = "cpu", .threads = 2, .states = states, .step_tokens = 64};
-}
-
 std::vector<int32_t> prompt(int64_t count, uint32_t seed = 1) {
   return random_tokens(count, model()->config.vocab_size, seed);
 }
@@ -48,13 +44,25 @@ std::vector<std::vector<float>> logits_of(const std::vector<int32_t>& tokens) {
   return rows;
 }
 
+class EngineTest : public test::BothWays {
+ protected:
+  static EngineOptions options(int64_t states = 4) {
+    return {.device = "cpu",
+            .threads = 2,
+            .states = states,
+            .step_tokens = 64,
+            .run_ahead = run_ahead()};
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Steps, EngineTest, testing::Bool(), test::way_name);
+
 double logprob(const std::vector<float>& logits, int32_t token) {
   double sum = 0;
   for (float l : logits) sum += std::exp(l);
   return logits[token] - std::log(sum);
 }
 
-TEST(Engine, ContinuesAPromptGreedilyAsTheModelDoes) {
+TEST_P(EngineTest, ContinuesAPromptGreedilyAsTheModelDoes) {
   Engine engine(model(), options());
   Request request = make_request(prompt(10), 12);
   request.sampling.temperature = 0;
@@ -74,7 +82,7 @@ TEST(Engine, ContinuesAPromptGreedilyAsTheModelDoes) {
   EXPECT_EQ(result.error, "");
 }
 
-TEST(Engine, GivesTheModelsLogProbabilitiesOfPromptAndOutput) {
+TEST_P(EngineTest, GivesTheModelsLogProbabilitiesOfPromptAndOutput) {
   Engine engine(model(), options());
   Request request = make_request(prompt(150), 5, 3);  // three chunks
   request.sampling.logprobs = 3;
@@ -99,14 +107,14 @@ TEST(Engine, GivesTheModelsLogProbabilitiesOfPromptAndOutput) {
   }
 }
 
-TEST(Engine, ReportsNoLogProbabilitiesUnlessAsked) {
+TEST_P(EngineTest, ReportsNoLogProbabilitiesUnlessAsked) {
   Engine engine(model(), options());
   const Result result = engine.submit(make_request(prompt(5), 3)).get();
   EXPECT_TRUE(result.completions.at(0).logprobs.empty());
   EXPECT_TRUE(result.prompt_logprobs.empty());
 }
 
-TEST(Engine, DrawsEachOfSeveralCompletionsAsARequestOfItsOwnWouldWithTheNextSeed) {
+TEST_P(EngineTest, DrawsEachOfSeveralCompletionsAsARequestOfItsOwnWouldWithTheNextSeed) {
   Engine engine(model(), options(3));
   Request request = make_request(prompt(90), 20, 40);
   request.n = 3;
@@ -122,7 +130,7 @@ TEST(Engine, DrawsEachOfSeveralCompletionsAsARequestOfItsOwnWouldWithTheNextSeed
   EXPECT_NE(together.completions[0].tokens, together.completions[1].tokens);
 }
 
-TEST(Engine, StopsAtEosAndAtStopTokensButNotBeforeTheMinimum) {
+TEST_P(EngineTest, StopsAtEosAndAtStopTokensButNotBeforeTheMinimum) {
   Engine engine(model(), options());
   Request request = make_request(prompt(5), 30, 2);
   const std::vector<int32_t> free = engine.submit(request).get().completions[0].tokens;
@@ -154,7 +162,7 @@ TEST(Engine, StopsAtEosAndAtStopTokensButNotBeforeTheMinimum) {
   EXPECT_EQ(engine.submit(request).get().completions[0].tokens, std::vector<int32_t>(30, 2));
 }
 
-TEST(Engine, GeneratesNothingForMaxTokensZero) {
+TEST_P(EngineTest, GeneratesNothingForMaxTokensZero) {
   Engine engine(model(), options());
   Request request = make_request(prompt(5), 0);
   request.prompt_logprobs = true;
@@ -164,7 +172,7 @@ TEST(Engine, GeneratesNothingForMaxTokensZero) {
   EXPECT_EQ(result.prompt_logprobs.size(), 4u);
 }
 
-TEST(Engine, StreamsTheTextInPiecesThatAddUpAndNeverShowsAStopStringCutByTokens) {
+TEST_P(EngineTest, StreamsTheTextInPiecesThatAddUpAndNeverShowsAStopStringCutByTokens) {
   Engine engine(model(), options());
   Request request = make_request(prompt(4), 40, 6);
   const Completion whole = engine.submit(request).get().completions[0];
@@ -192,7 +200,7 @@ TEST(Engine, StreamsTheTextInPiecesThatAddUpAndNeverShowsAStopStringCutByTokens)
   EXPECT_LT(cut.tokens.size(), whole.tokens.size());
 }
 
-TEST(Engine, ShowsTextThatOnlyBeganLikeAStopStringAtTheEnd) {
+TEST_P(EngineTest, ShowsTextThatOnlyBeganLikeAStopStringAtTheEnd) {
   Engine engine(model(), options());
   Request request = make_request(prompt(4), 25, 6);
   const std::string whole = engine.submit(request).get().completions[0].text;
@@ -200,7 +208,7 @@ TEST(Engine, ShowsTextThatOnlyBeganLikeAStopStringAtTheEnd) {
   EXPECT_EQ(engine.submit(request).get().completions[0].text, whole);
 }
 
-TEST(Engine, CallsBackOnItsOwnThreadOnceForEachTokenAndOnceWithTheResult) {
+TEST_P(EngineTest, CallsBackOnItsOwnThreadOnceForEachTokenAndOnceWithTheResult) {
   Engine engine(model(), options());
   std::atomic<int> deltas = 0, results = 0;
   std::thread::id delta_thread, result_thread;
@@ -223,7 +231,7 @@ TEST(Engine, CallsBackOnItsOwnThreadOnceForEachTokenAndOnceWithTheResult) {
   EXPECT_NE(delta_thread, std::this_thread::get_id());
 }
 
-TEST(Engine, TakesNewRequestsFromACallback) {
+TEST_P(EngineTest, TakesNewRequestsFromACallback) {
   Engine engine(model(), options());
   std::promise<Result> promise;
   engine.submit(make_request(prompt(5), 2), [&](Result&&) {
@@ -233,7 +241,7 @@ TEST(Engine, TakesNewRequestsFromACallback) {
   EXPECT_EQ(promise.get_future().get().completions[0].tokens.size(), 3u);
 }
 
-TEST(Engine, CancelsARequestThatWaitsOneInItsPromptAndOneThatDecodes) {
+TEST_P(EngineTest, CancelsARequestThatWaitsOneInItsPromptAndOneThatDecodes) {
   Engine engine(model(), options(2));
   Gate begun, gate;
   std::atomic<int> deltas = 0;
@@ -270,7 +278,7 @@ TEST(Engine, CancelsARequestThatWaitsOneInItsPromptAndOneThatDecodes) {
   EXPECT_EQ(engine.submit(make_request(prompt(4), 5)).get().completions[0].tokens.size(), 5u);
 }
 
-TEST(Engine, EndsLateRequestsWhetherTheyRunOrWait) {
+TEST_P(EngineTest, EndsLateRequestsWhetherTheyRunOrWait) {
   Engine engine(model(), options(1));
   Request running = make_request(prompt(4), 1000000);
   running.deadline = std::chrono::steady_clock::now() + 300ms;
@@ -286,7 +294,7 @@ TEST(Engine, EndsLateRequestsWhetherTheyRunOrWait) {
   EXPECT_FALSE(late.completions[0].tokens.empty());
 }
 
-TEST(Engine, SaysAtOnceThatTheQueueIsFull) {
+TEST_P(EngineTest, SaysAtOnceThatTheQueueIsFull) {
   EngineOptions small = options(1);
   small.queue_limit = 2;
   Engine engine(model(), small);
@@ -304,7 +312,7 @@ TEST(Engine, SaysAtOnceThatTheQueueIsFull) {
   EXPECT_EQ(engine.submit(make_request(prompt(4), 2)).get().completions[0].tokens.size(), 2u);
 }
 
-TEST(Engine, FinishesWhatItHasTakenAndTakesNothingMoreOnceItStopsAccepting) {
+TEST_P(EngineTest, FinishesWhatItHasTakenAndTakesNothingMoreOnceItStopsAccepting) {
   Engine engine(model(), options(2));
   Gate gate;
   std::vector<std::future<Result>> futures;
@@ -331,7 +339,7 @@ TEST(Engine, FinishesWhatItHasTakenAndTakesNothingMoreOnceItStopsAccepting) {
   EXPECT_EQ(held.get_future().get().completions[0].tokens.size(), 6u);
 }
 
-TEST(Engine, DeliversEveryResultWhenItIsDestroyed) {
+TEST_P(EngineTest, DeliversEveryResultWhenItIsDestroyed) {
   std::vector<std::future<Result>> futures;
   {
     Engine engine(model(), options(2));
@@ -342,7 +350,7 @@ TEST(Engine, DeliversEveryResultWhenItIsDestroyed) {
   }
 }
 
-TEST(Engine, RunsRequestsOfHigherPriorityFirst) {
+TEST_P(EngineTest, RunsRequestsOfHigherPriorityFirst) {
   Engine engine(model(), options(1));
   Gate gate;
   engine.submit(
@@ -359,7 +367,7 @@ TEST(Engine, RunsRequestsOfHigherPriorityFirst) {
   EXPECT_THAT(order, ElementsAre(2, 5, 1, 4, 0, 3));
 }
 
-TEST(Engine, DecodesRunningStreamsOnceForEachChunkOfALongPrompt) {
+TEST_P(EngineTest, DecodesRunningStreamsOnceForEachChunkOfALongPrompt) {
   Engine engine(model(), options(2));
   Gate begun;
   std::atomic<int> tokens = 0;
@@ -383,7 +391,7 @@ TEST(Engine, DecodesRunningStreamsOnceForEachChunkOfALongPrompt) {
   EXPECT_EQ(after - before, 100);
 }
 
-TEST(Engine, EndsTheRequestsOfAFailedStepWithItsMessageAndServesTheNext) {
+TEST_P(EngineTest, EndsTheRequestsOfAFailedStepWithItsMessageAndServesTheNext) {
   const auto damaged = test::tiny_model();
   constexpr int32_t kBad = 700;
   const int64_t D = damaged->config.hidden_size;
@@ -405,7 +413,7 @@ TEST(Engine, EndsTheRequestsOfAFailedStepWithItsMessageAndServesTheNext) {
   }
 }
 
-TEST(Engine, EndsOnlyTheRequestWhoseSnapshotIsDamaged) {
+TEST_P(EngineTest, EndsOnlyTheRequestWhoseSnapshotIsDamaged) {
   Engine engine(model(), options(2));
   Request bad = make_request({}, 5);
   Snapshot snapshot;
@@ -418,7 +426,7 @@ TEST(Engine, EndsOnlyTheRequestWhoseSnapshotIsDamaged) {
   EXPECT_EQ(running.get().completions[0].tokens.size(), 200u);
 }
 
-TEST(Engine, RefusesStatesThatDoNotFitWithTheFigures) {
+TEST_P(EngineTest, RefusesStatesThatDoNotFitWithTheFigures) {
   const auto start = [](int64_t states, int64_t memory) {
     return test::error_of(
         [&] { Engine(model(), {.device = "cpu", .states = states, .memory_bytes = memory}); });
@@ -428,7 +436,7 @@ TEST(Engine, RefusesStatesThatDoNotFitWithTheFigures) {
   EXPECT_THAT(start(0, 100), AllOf(HasSubstr("--memory"), HasSubstr("one state")));
 }
 
-TEST(Engine, HoldsAsManyStatesAsTheMemoryTakes) {
+TEST_P(EngineTest, HoldsAsManyStatesAsTheMemoryTakes) {
   const int64_t state = model()->config.state_bytes();
   EXPECT_EQ(Engine(model(), {.device = "cpu", .memory_bytes = 5 * state + 1}).capacity(), 5);
   EXPECT_EQ(Engine(model(), {.device = "cpu"}).capacity(), 1);

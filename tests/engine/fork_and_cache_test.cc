@@ -28,19 +28,30 @@ Tokens joined(std::initializer_list<Tokens> parts) {
   return all;
 }
 
-EngineOptions options(int64_t cached_states = 0) {
-  return {.device = "cpu",
-          .threads = 1,
-          .states = 4,
-          .step_tokens = 32,
-          .cache_bytes = cached_states * (model()->config.state_bytes() + 8192)};
-}
+class SnapshotTest : public test::BothWays {
+ protected:
+  static EngineOptions options(int64_t cached_states = 0) {
+    return {.device = "cpu",
+            .threads = 1,
+            .states = 4,
+            .step_tokens = 32,
+            .cache_bytes = cached_states * (model()->config.state_bytes() + 8192),
+            .run_ahead = run_ahead()};
+  }
+};
+
+using Fork = SnapshotTest;
+using Rewind = SnapshotTest;
+using CachedEngine = SnapshotTest;
+INSTANTIATE_TEST_SUITE_P(Steps, Fork, testing::Bool(), test::way_name);
+INSTANTIATE_TEST_SUITE_P(Steps, Rewind, testing::Bool(), test::way_name);
+INSTANTIATE_TEST_SUITE_P(Steps, CachedEngine, testing::Bool(), test::way_name);
 
 Result run(Engine& engine, const Request& request) { return engine.submit(request).get(); }
 
 // --- Fork and rewind ---
 
-TEST(Fork, GoesOnFromASnapshotExactlyAsIfTheWholeTextHadBeenRead) {
+TEST_P(Fork, GoesOnFromASnapshotExactlyAsIfTheWholeTextHadBeenRead) {
   Engine engine(model(), options());
   Request first = make_request(prompt(20), 15, 4);
   first.keep_snapshot = true;
@@ -64,7 +75,7 @@ TEST(Fork, GoesOnFromASnapshotExactlyAsIfTheWholeTextHadBeenRead) {
   EXPECT_EQ(forked.completions[0].snapshot->logits, expected.snapshot->logits);
 }
 
-TEST(Fork, ContinuesWithoutAPromptWhereTheSnapshotStopped) {
+TEST_P(Fork, ContinuesWithoutAPromptWhereTheSnapshotStopped) {
   Engine engine(model(), options());
   Request whole = make_request(prompt(20), 30);
   whole.sampling.temperature = 0;
@@ -84,7 +95,7 @@ TEST(Fork, ContinuesWithoutAPromptWhereTheSnapshotStopped) {
   EXPECT_EQ(run(engine, tail).completions[0].snapshot->state, tail.from->state);
 }
 
-TEST(Fork, BranchesOfOneSnapshotDoNotDisturbEachOther) {
+TEST_P(Fork, BranchesOfOneSnapshotDoNotDisturbEachOther) {
   Engine engine(model(), options());
   Request first = make_request(prompt(40), 0);
   first.keep_snapshot = true;
@@ -101,7 +112,7 @@ TEST(Fork, BranchesOfOneSnapshotDoNotDisturbEachOther) {
   }
 }
 
-TEST(Rewind, ToAnEarlierTurnIsExactHoweverFarTheTalkWentOn) {
+TEST_P(Rewind, ToAnEarlierTurnIsExactHoweverFarTheTalkWentOn) {
   Engine engine(model(), options());
   std::vector<std::shared_ptr<const Snapshot>> turns = {nullptr};
   std::vector<Tokens> answers;
@@ -120,7 +131,7 @@ TEST(Rewind, ToAnEarlierTurnIsExactHoweverFarTheTalkWentOn) {
   EXPECT_NE(turn(2, 99).tokens, answers[2]) << "a retry with another seed";
 }
 
-TEST(Fork, OfSeveralCompletionsGivesEachItsOwnSnapshot) {
+TEST_P(Fork, OfSeveralCompletionsGivesEachItsOwnSnapshot) {
   Engine engine(model(), options());
   Request request = make_request(prompt(10), 6, 3);
   request.n = 3;
@@ -135,7 +146,7 @@ TEST(Fork, OfSeveralCompletionsGivesEachItsOwnSnapshot) {
 
 // --- The prefix cache within the engine ---
 
-TEST(CachedEngine, AnswersBitForBitAsWithoutTheCache) {
+TEST_P(CachedEngine, AnswersBitForBitAsWithoutTheCache) {
   Engine plain(model(), options());
   Engine cached(model(), options(6));
   const Tokens system = prompt(50, 1);
@@ -158,7 +169,7 @@ TEST(CachedEngine, AnswersBitForBitAsWithoutTheCache) {
   EXPECT_EQ(plain.stats().cache.hits + plain.stats().cache.misses, 0);
 }
 
-TEST(CachedEngine, ReadsNothingOfAPromptThatItHasReadBefore) {
+TEST_P(CachedEngine, ReadsNothingOfAPromptThatItHasReadBefore) {
   Engine engine(model(), options(10));
   const Request request = make_request(prompt(100), 5, 1);
   const Result first = run(engine, request);
@@ -173,7 +184,7 @@ TEST(CachedEngine, ReadsNothingOfAPromptThatItHasReadBefore) {
   EXPECT_EQ(run(engine, one).completions[0].tokens, Tokens{first.completions[0].tokens[0]});
 }
 
-TEST(CachedEngine, KeepsTheJunctionWhereTwoPromptsPart) {
+TEST_P(CachedEngine, KeepsTheJunctionWhereTwoPromptsPart) {
   Engine engine(model(), options(10));
   const Tokens system = prompt(70);
   run(engine, make_request(joined({system, {1, 2, 3}}), 2));
@@ -183,7 +194,7 @@ TEST(CachedEngine, KeepsTheJunctionWhereTwoPromptsPart) {
   EXPECT_EQ(third.cached_tokens, 70);
 }
 
-TEST(CachedEngine, KeepsTheEndOfATurnThatIsToBeContinued) {
+TEST_P(CachedEngine, KeepsTheEndOfATurnThatIsToBeContinued) {
   Engine engine(model(), options(10));
   for (bool cache_turn : {false, true}) {
     Request turn = make_request(prompt(30, cache_turn ? 1 : 2), 10);
@@ -196,7 +207,7 @@ TEST(CachedEngine, KeepsTheEndOfATurnThatIsToBeContinued) {
   }
 }
 
-TEST(CachedEngine, LeavesOutRequestsFromASnapshotAndThoseThatScoreTheirPrompt) {
+TEST_P(CachedEngine, LeavesOutRequestsFromASnapshotAndThoseThatScoreTheirPrompt) {
   Engine engine(model(), options(10));
   Request first = make_request(prompt(30), 0);
   first.keep_snapshot = true;

@@ -111,7 +111,10 @@ void expect_same(const Result& crowded, const Result& alone) {
   }
 }
 
-TEST(Isolation, EveryFinishedTextEqualsTheOneGeneratedAlone) {
+using Isolation = test::BothWays;
+INSTANTIATE_TEST_SUITE_P(Steps, Isolation, testing::Bool(), test::way_name);
+
+TEST_P(Isolation, EveryFinishedTextEqualsTheOneGeneratedAlone) {
   const auto model = test::tiny_model();
   std::mt19937 random(11);
   std::vector<Case> cases(kRequests);
@@ -124,7 +127,8 @@ TEST(Isolation, EveryFinishedTextEqualsTheOneGeneratedAlone) {
                          .threads = 2,
                          .states = 7,
                          .step_tokens = 48,
-                         .cache_bytes = 40 * model->config.state_bytes()});
+                         .cache_bytes = 40 * model->config.state_bytes(),
+                         .run_ahead = run_ahead()});
   std::vector<std::thread> submitters;
   for (int s = 0; s < kSubmitters; ++s) {
     submitters.emplace_back([&, s] {

@@ -343,5 +343,35 @@ TEST(Sampler, BansTokensUntilTheMinimumIsDrawnAndCountsTheIndexUp) {
   }
 }
 
+TEST(Sampler, DrawsAheadOfATokenWhatItDrawsOnceTheTokenIsKnown) {
+  const SamplingParams params{.temperature = 0.7,
+                              .repetition_penalty = 1.8,
+                              .presence_penalty = 0.3,
+                              .frequency_penalty = 0.2};
+  const std::vector<int32_t> prompt = {1, 2, 3, 2};
+  constexpr int kSteps = 200;
+  std::vector<Logits> logits;  // of ever the same few tokens
+  for (uint32_t i = 0; i < kSteps; ++i) logits.push_back(random_logits(i % 2));
+  const auto view = [&](int i) { return TensorView(logits[i].data(), DType::kF32, {1, kTokens}); };
+  const auto backend = make_cpu_backend(1);
+  for (int64_t window : {-1, 0, 1, 2, 7}) {
+    SCOPED_TRACE(window);
+    Sampler in_turn(params, prompt, window, {4, 9}, 5), ahead(params, prompt, window, {4, 9}, 5);
+    SampleRow row = ahead.row();
+    backend->queue_sample(view(0), {&row, 1});
+    for (int i = 0; i + 1 < kSteps; ++i) {
+      row = ahead.row_after(0);
+      backend->queue_sample(view(i + 1), {&row, 1});
+      SampleResult result;
+      backend->collect_sample({&result, 1});
+      ahead.accept(result.token);
+      ASSERT_EQ(result.token, draw_one(logits[i], in_turn.row())) << "step " << i;
+      in_turn.accept(result.token);
+      ASSERT_EQ(counts_of(ahead), counts_of(in_turn));
+    }
+    backend->drop_samples();
+  }
+}
+
 }  // namespace
 }  // namespace gsa

@@ -42,6 +42,24 @@ TEST(Scheduler, AdmitsInArrivalOrderWhileStatesAreFree) {
   EXPECT_THAT(s.admit(9), ElementsAre(5));
 }
 
+TEST(Scheduler, OnlyDecodesWhileNoPromptIsLeftAndNobodyWhoWaitsFits) {
+  Scheduler s = scheduler();
+  EXPECT_TRUE(s.only_decodes(5));
+  run(s, 1, 150);
+  EXPECT_FALSE(s.only_decodes(0)) << "a prompt of two chunks";
+  s.plan();
+  EXPECT_FALSE(s.only_decodes(0));
+  s.plan();
+  EXPECT_TRUE(s.only_decodes(0));
+  s.submit(2, 0, 3);
+  s.submit(3, 0, 1);
+  EXPECT_TRUE(s.only_decodes(2)) << "the first in the queue needs three states";
+  EXPECT_FALSE(s.only_decodes(3));
+  s.remove(2);
+  EXPECT_FALSE(s.only_decodes(1));
+  EXPECT_TRUE(s.only_decodes(0));
+}
+
 TEST(Scheduler, AdmitsHigherPrioritiesFirst) {
   Scheduler s = scheduler();
   s.submit(1, 0, 1);

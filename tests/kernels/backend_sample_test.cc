@@ -258,5 +258,89 @@ TEST_P(BackendSample, RefusesLogitsThatAreNotNumbers) {
   }
 }
 
+// The rows again, with one more of a token that the list may not have yet.
+void count_token(Row& row, int32_t token) {
+  for (TokenCount& count : row.counts) {
+    if (count.token != token) continue;
+    ++count.in_context;
+    ++count.in_output;
+    return;
+  }
+  row.counts.push_back({token, 1, 1});
+}
+
+TEST_P(BackendSample, CountsTokensThatTheDrawBeforeGaveAndNobodyHasCollected) {
+  const auto backend = this->backend();
+  Random random(17);
+  for (int64_t N : {97, 4096}) {
+    constexpr int kRows = 6;
+    int changed = 0;
+    for (int round = 0; round < 12; ++round) {
+      const SampleBatch first(random, N, kRows);
+      SampleBatch second(random, N, kRows - 1);
+      std::vector<int32_t> pending;
+      for (int r = 0; r < kRows - 1; ++r) {
+        pending.push_back(static_cast<int32_t>(random.below(kRows + 1)) - 1);
+        if (pending[r] < 0) continue;
+        // The same would be drawn again, if it did not count.
+        second.rows[r] = first.rows[pending[r]];
+        std::ranges::copy(first.logits_of(pending[r]), second.logits.begin() + r * N);
+      }
+      const DeviceArray first_logits(*backend, kRows, N, first.logits);
+      const DeviceArray second_logits(*backend, kRows - 1, N, second.logits);
+      std::vector<SampleRow> rows;
+      for (const Row& row : first.rows) rows.push_back(row.row());
+      backend->queue_sample(first_logits.view(), rows);
+      rows.clear();
+      for (int r = 0; r < kRows - 1; ++r) {
+        second.rows[r].params.presence_penalty = 6;
+        second.rows[r].params.repetition_penalty = 1.3;
+        rows.push_back(second.rows[r].row());
+        rows.back().pending_row = pending[r];
+      }
+      backend->queue_sample(second_logits.view(), rows);
+      std::vector<SampleResult> before(kRows), after(kRows - 1);
+      backend->collect_sample(before);
+      backend->collect_sample(after);
+      for (int r = 0; r < kRows; ++r) {
+        ASSERT_EQ(before[r].token, PlainSampler(first.logits_of(r), first.rows[r].row()).draw());
+      }
+      for (int r = 0; r < kRows - 1; ++r) {
+        Row& row = second.rows[r];
+        const int32_t without = PlainSampler(second.logits_of(r), row.row()).draw();
+        if (pending[r] >= 0) count_token(row, before[pending[r]].token);
+        const int32_t expected = PlainSampler(second.logits_of(r), row.row()).draw();
+        ASSERT_EQ(after[r].token, expected) << "N " << N << ", round " << round << ", row " << r;
+        changed += expected != without;
+      }
+    }
+    EXPECT_GT(changed, 10) << "N " << N << ": the pending tokens made no difference";
+  }
+}
+
+TEST_P(BackendSample, CollectsDrawsInTheirOrderAndForgetsDroppedOnes) {
+  const auto backend = this->backend();
+  Random random(18);
+  SampleBatch batch(random, 97, 3);
+  const DeviceArray logits(*backend, 3, 97, batch.logits);
+  batch.logits[0] = std::nanf("");
+  const DeviceArray damaged(*backend, 3, 97, batch.logits);
+  std::vector<SampleRow> rows;
+  for (const Row& row : batch.rows) rows.push_back(row.row());
+  std::vector<SampleResult> results(3);
+  backend->queue_sample(damaged.view(), rows);
+  backend->queue_sample(logits.view(), rows);
+  EXPECT_THAT(test::error_of([&] { backend->collect_sample(results); }), testing::HasSubstr("NaN"));
+  backend->collect_sample(results);
+  const int32_t token = results[1].token;
+  for (int times = 0; times < 3; ++times) {
+    backend->queue_sample(damaged.view(), rows);
+    if (times > 0) backend->queue_sample(damaged.view(), rows);
+    backend->drop_samples();
+    backend->sample(logits.view(), rows, results);
+    EXPECT_EQ(results[1].token, token);
+  }
+}
+
 }  // namespace
 }  // namespace gsa

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include "engine/engine.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/temporary_folder.h"
@@ -51,6 +53,16 @@ inline Request make_request(std::vector<int32_t> prompt, int64_t max_tokens, uin
   Request request{.prompt = std::move(prompt), .max_tokens = max_tokens, .ignore_eos = true};
   request.sampling.seed = seed;
   return request;
+}
+
+// Tests of engines that queue a step only when the one before is read, and of those that run ahead.
+class BothWays : public testing::TestWithParam<bool> {
+ protected:
+  static bool run_ahead() { return GetParam(); }
+};
+
+inline std::string way_name(const testing::TestParamInfo<bool>& info) {
+  return info.param ? "ahead" : "in_turn";
 }
 
 // Holds the engine's thread inside a callback until it is opened.

@@ -53,6 +53,8 @@ inline void write_tale_with_template(const std::string& source, const std::files
   writer.finish();
 }
 
-inline EngineOptions one_state() { return {.device = "cpu", .threads = 1, .states = 1}; }
+inline EngineOptions one_state(bool run_ahead = false) {
+  return {.device = "cpu", .threads = 1, .states = 1, .run_ahead = run_ahead};
+}
 
 }  // namespace gsa::test

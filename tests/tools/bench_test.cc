@@ -44,6 +44,7 @@ TEST(GsaBench, GivesAnArrayOfRowsWithLlamaBenchsKeysAndOurs) {
     const double gb = row.at("gb_per_s"), bytes = row.at("bytes_per_token");
     EXPECT_NEAR(gb, bytes * mean / 1e9, 1e-6 * gb);
     EXPECT_GT(row.at("bandwidth_share"), 0);
+    EXPECT_EQ(row.at("samples_device_ts"), json::array()) << "a CPU has no clock of its own";
     EXPECT_GT(row.at("model_size"), 2 * 8 << 20);
   }
   EXPECT_EQ(rows[0]["n_prompt"], 0);
@@ -65,6 +66,7 @@ BenchRow row(int64_t n_prompt, int64_t n_gen, int64_t n_depth) {
           .n_gen = n_gen,
           .n_depth = n_depth,
           .samples_ts = {9, 10, 11},
+          .samples_device_ts = {9, 10, 12},
           .bytes_per_token = 5e8,
           .read_bandwidth = 1e10};
 }
@@ -95,6 +97,7 @@ TEST(BenchTable, PrintsTheSameFieldsAsJsonJsonlAndCsv) {
   EXPECT_EQ(array[1].at("n_depth"), 7);
   EXPECT_EQ(array[1].at("avg_ts"), 10);
   EXPECT_EQ(array[1].at("bandwidth_share"), 0.5);
+  EXPECT_EQ(array[1].at("samples_device_ts"), json::array({9, 10, 12}));
   std::istringstream jsonl(printed("jsonl", rows)), csv(printed("csv", rows));
   std::string line, names;
   std::getline(csv, names);

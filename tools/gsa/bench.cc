@@ -126,7 +126,13 @@ class Bench {
     once(start, batch, n_prompt, std::min<int64_t>(n_gen, 4));  // warm up
     double bandwidth = meter_->measure_read_bandwidth();
     for (int i = 0; i < flags_.repetitions; ++i) {
+      const EngineStats before = engine_.stats();
       row.samples_ts.push_back(tokens / once(start, batch, n_prompt, n_gen).count());
+      const EngineStats after = engine_.stats();
+      const double seconds = after.device_seconds - before.device_seconds;
+      if (n_gen > 0 && seconds > 0) {
+        row.samples_device_ts.push_back(batch * (after.steps - before.steps) / seconds);
+      }
     }
     row.read_bandwidth = std::max(bandwidth, meter_->measure_read_bandwidth());
     return row;

@@ -15,14 +15,23 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json row_json(const BenchRow& row) {
-  return {{"model_type", row.model_type}, {"model_size", row.model_size},
-          {"n_params", row.n_params},     {"type", row.type},
-          {"backend", row.backend},       {"n_threads", row.n_threads},
-          {"batch", row.batch},           {"n_prompt", row.n_prompt},
-          {"n_gen", row.n_gen},           {"n_depth", row.n_depth},
-          {"avg_ts", row.avg_ts()},       {"stddev_ts", row.stddev_ts()},
-          {"samples_ts", row.samples_ts}, {"bytes_per_token", row.bytes_per_token},
-          {"gb_per_s", row.gb_per_s()},   {"bandwidth_share", row.bandwidth_share()}};
+  return {{"model_type", row.model_type},
+          {"model_size", row.model_size},
+          {"n_params", row.n_params},
+          {"type", row.type},
+          {"backend", row.backend},
+          {"n_threads", row.n_threads},
+          {"batch", row.batch},
+          {"n_prompt", row.n_prompt},
+          {"n_gen", row.n_gen},
+          {"n_depth", row.n_depth},
+          {"avg_ts", row.avg_ts()},
+          {"stddev_ts", row.stddev_ts()},
+          {"samples_ts", row.samples_ts},
+          {"samples_device_ts", row.samples_device_ts},
+          {"bytes_per_token", row.bytes_per_token},
+          {"gb_per_s", row.gb_per_s()},
+          {"bandwidth_share", row.bandwidth_share()}};
 }
 
 void print_md(const BenchRow& row, bool first) {

@@ -20,8 +20,11 @@ struct BenchRow {
   int64_t n_gen = 0;
   int64_t n_depth = 0;
   std::vector<double> samples_ts{};  // tokens per second of each repetition
-  double bytes_per_token = 0;        // that must cross the memory bus at least
-  double read_bandwidth = 0;         // bytes per second, measured beside this row
+  // The same by the device's clock, where it has one of its own, of generation: batch by the time
+  // of a step. What samples_ts falls short of it is time in which the device waited for the host.
+  std::vector<double> samples_device_ts{};
+  double bytes_per_token = 0;  // that must cross the memory bus at least
+  double read_bandwidth = 0;   // bytes per second, measured beside this row
 
   double avg_ts() const;
   double stddev_ts() const;
