@@ -4,6 +4,8 @@
 #include <cassert>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/small_matvec.cuh"
+#include "kernels/cuda/small_tiles.cuh"
 
 namespace gsa::cuda {
 namespace {
@@ -28,7 +30,7 @@ struct Args {
   const float* norm_weight;
   const __nv_bfloat16* weight;
   float* y;
-  int tokens, rows, cols;
+  int tokens, rows, cols, y_stride;
   int groups;        // of rows in a block; the other factor of its warps is the number of slices
   int slices;        // of the columns
   int panel_pieces;  // of each slice whose activations stand in shared memory at a time
@@ -271,7 +273,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
     const int r = o % kRows, t = o / kRows % a.tokens, from_group = o / kRows / a.tokens;
     const int row = (blockIdx.x * a.groups + from_group) * outputs + r;
     if (r >= outputs || row >= a.rows) continue;
-    float* y = a.y + int64_t{t} * a.rows + row;
+    float* y = a.y + int64_t{t} * a.y_stride + row;
     const float before = a.accumulate ? *y : 0.0f;
     float sum = 0, up = 0, norm = 0;
     const float* from = partial + (from_group * a.slices * a.tokens + t) * kRows + r;
@@ -329,7 +331,7 @@ struct PlainArgs {
   const float* x;
   const float* norm_weight;
   float* y;
-  int tokens, rows, cols;
+  int tokens, rows, cols, y_stride;
   float eps;
   bool normalize, gated, accumulate;
 };
@@ -338,8 +340,28 @@ constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) plain_kernel(PlainArgs a, const T* weight) {
-  __shared__ float scale[kMatVecTokens];
+struct DenseWeight {
+  const T* weight;
+  int cols;
+
+  __device__ float operator()(int row, int col) const {
+    return to_float(weight[int64_t{row} * cols + col]);
+  }
+};
+
+template <DType kType>
+struct SmallWeight {
+  const unsigned char* tiles;
+  int across;
+
+  __device__ float operator()(int row, int col) const {
+    return small_weight<kType>(tiles, across, row, col);
+  }
+};
+
+template <typename W>
+__global__ void __launch_bounds__(kThreads) plain_kernel(PlainArgs a, W weight) {
+  __shared__ float scale[kSmallMatVecTokens];
   __shared__ float scratch[kWarps];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   grid_release();
@@ -356,30 +378,41 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(PlainArgs a, const T* w
   }
   const int row = blockIdx.x * kWarps + warp;
   if (row >= a.rows) return;
-  const auto dot = [&](const T* w, int t) {
+  const auto dot = [&](int row, int t) {
     const float* x = a.x + int64_t{t} * a.cols;
     float sum = 0;
 #pragma unroll 8
     for (int c = lane; c < a.cols; c += 32) {
       const float norm = a.norm_weight == nullptr ? 1.0f : a.norm_weight[c];
-      sum += to_float(w[c]) * (x[c] * norm);
+      sum += weight(row, c) * (x[c] * norm);
     }
     return warp_sum(sum) * (a.normalize ? scale[t] : 1.0f);
   };
   for (int t = 0; t < a.tokens; ++t) {
-    float value = dot(weight + int64_t{row} * a.cols, t);
-    if (a.gated) value = silu(value) * dot(weight + int64_t{row + a.rows} * a.cols, t);
+    float value = dot(row, t);
+    if (a.gated) value = silu(value) * dot(row + a.rows, t);
     if (lane != 0) continue;
-    float* y = a.y + int64_t{t} * a.rows + row;
+    float* y = a.y + int64_t{t} * a.y_stride + row;
     *y = a.accumulate ? *y + value : value;
   }
 }
 
-template <typename T>
-void launch_plain(const Launch& how, const PlainArgs& args, const void* weight) {
+template <typename W>
+void launch_plain(const Launch& how, const PlainArgs& args, const W& weight) {
   const unsigned blocks = (args.rows + kWarps - 1) / kWarps;
-  launch(how, {.blocks = blocks, .threads = kThreads}, plain_kernel<T>, args,
-         static_cast<const T*>(weight));
+  launch(how, {.blocks = blocks, .threads = kThreads}, plain_kernel<W>, args, weight);
+}
+
+template <typename T>
+void launch_dense(const Launch& how, const PlainArgs& args, const void* weight) {
+  launch_plain(how, args, DenseWeight<T>{static_cast<const T*>(weight), args.cols});
+}
+
+template <DType kType>
+void launch_small(const Launch& how, const PlainArgs& args, const void* weight) {
+  launch_plain(how, args,
+               SmallWeight<kType>{static_cast<const unsigned char*>(weight),
+                                  static_cast<int>(SmallTile::across(args.cols))});
 }
 
 }  // namespace
@@ -387,7 +420,10 @@ void launch_plain(const Launch& how, const PlainArgs& args, const void* weight) 
 void mat_vec(const Launch& how, const MatVec& m) {
   const int cols = static_cast<int>(m.weight.shape[1]);
   const int rows = static_cast<int>(m.gated ? m.weight.shape[0] / 2 : m.weight.shape[0]);
-  assert(m.tokens >= 1 && m.tokens <= kMatVecTokens && !(m.gated && m.accumulate));
+  const int y_stride = m.y_stride == 0 ? rows : m.y_stride;
+  assert(m.tokens >= 1 && m.tokens <= mat_vec_tokens(m.weight.dtype));
+  assert(!(m.gated && m.accumulate));
+  if (is_quantized(m.weight.dtype) && fits_small_mat_vec(m)) return small_mat_vec(how, m);
   if (m.weight.dtype == DType::kBF16 && cols % kPiece == 0) {
     return launch_stream(how, {.x = m.x,
                                .norm_weight = m.norm_weight,
@@ -396,6 +432,7 @@ void mat_vec(const Launch& how, const MatVec& m) {
                                .tokens = m.tokens,
                                .rows = rows,
                                .cols = cols,
+                               .y_stride = y_stride,
                                .groups = 0,
                                .slices = 0,
                                .panel_pieces = 0,
@@ -411,18 +448,23 @@ void mat_vec(const Launch& how, const MatVec& m) {
                        .tokens = m.tokens,
                        .rows = rows,
                        .cols = cols,
+                       .y_stride = y_stride,
                        .eps = m.eps,
                        .normalize = m.normalize,
                        .gated = m.gated,
                        .accumulate = m.accumulate};
   switch (m.weight.dtype) {
     case DType::kF32:
-      return launch_plain<float>(how, args, m.weight.data);
+      return launch_dense<float>(how, args, m.weight.data);
     case DType::kF16:
-      return launch_plain<__half>(how, args, m.weight.data);
+      return launch_dense<__half>(how, args, m.weight.data);
+    case DType::kQ8:
+      return launch_small<DType::kQ8>(how, args, m.weight.data);
+    case DType::kQ4:
+      return launch_small<DType::kQ4>(how, args, m.weight.data);
     default:
       assert(m.weight.dtype == DType::kBF16);
-      return launch_plain<__nv_bfloat16>(how, args, m.weight.data);
+      return launch_dense<__nv_bfloat16>(how, args, m.weight.data);
   }
 }
 

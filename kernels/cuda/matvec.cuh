@@ -8,14 +8,19 @@
 
 namespace gsa::cuda {
 
-// More tokens are as fast through cuBLASLt.
+// More tokens are as fast through cuBLASLt; small weights would have to be widened for it.
 constexpr int kMatVecTokens = 4;
+constexpr int kSmallMatVecTokens = 16;
+
+constexpr int mat_vec_tokens(DType weight) {
+  return is_quantized(weight) ? kSmallMatVecTokens : kMatVecTokens;
+}
 
 // y = W norm(x), y += W norm(x), or y = silu(Wgate norm(x)) * (Wup norm(x)); norm as in
 // NormProject.
 struct MatVec {
   const float* x = nullptr;  // [tokens, cols]
-  int tokens = 0;            // 1 to kMatVecTokens
+  int tokens = 0;            // 1 to mat_vec_tokens(weight.dtype)
   bool normalize = false;
   const float* norm_weight = nullptr;  // [cols], or null for ones
   float eps = 0;
@@ -23,10 +28,11 @@ struct MatVec {
   bool gated = false;
   bool accumulate = false;
   float* y = nullptr;  // [tokens, rows]
+  int y_stride = 0;    // floats from a token to the next; 0 where that is rows
 };
 
 // Arithmetic is float32 for every type of weight: bfloat16 weights meet activations that are split
-// into two bfloat16 halves, whose products the tensor cores sum in float32.
+// into two bfloat16 halves, whose products the tensor cores sum in float32, and so do small ones.
 void mat_vec(const Launch& how, const MatVec& args);
 
 }  // namespace gsa::cuda

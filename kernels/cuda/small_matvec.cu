@@ -1,0 +1,415 @@
+#include "kernels/cuda/small_matvec.cuh"
+
+#include <algorithm>
+#include <cassert>
+
+#include "kernels/cuda/small_tiles.cuh"
+
+namespace gsa::cuda {
+namespace {
+
+// A warp owns 16 rows, the rows of two tiles, and a slice of the columns; the warps of a block that
+// have the same rows add up their sums at the end. A warp copies pairs of tiles into a ring of its
+// own in shared memory ahead of their use: warps need not wait for each other, and the copies are
+// under way before the activations are known.
+constexpr int kMostWarps = 16;
+constexpr int kTileRows = SmallTile::kRows;
+constexpr int kRows = 2 * kTileRows;  // of a warp
+
+template <DType kType>
+struct Ring {
+  static constexpr int kDepth = kType == DType::kQ8 ? 2 : 3;  // pairs
+  static constexpr int kTileBytes = SmallTileOf<kType>::kBytes;
+  static constexpr int kBytes = kDepth * 2 * kTileBytes;
+};
+
+// Many tokens are many activations, which each block reads and keeps: it is one of few then.
+template <int kTokens>
+constexpr int kBlocks = kTokens <= 4 ? 2 : 1;  // of a multiprocessor
+
+struct Args {
+  const float* x;
+  const float* norm_weight;
+  const unsigned char* weight;
+  float* y;
+  int tokens, rows, cols, y_stride;
+  int across;  // tiles of a row
+  int down;    // rows of tiles
+  int groups;  // of rows in a block; the other factor of its warps is the number of slices
+  int slices;  // of the columns
+  int panel;   // tiles of each slice whose activations stand in shared memory at a time
+  bool whole;  // the panel is all columns
+  float eps;
+  bool normalize, gated, accumulate;
+};
+
+__host__ __device__ inline int slice_begin(const Args& a, int slice) {
+  return a.across * slice / a.slices;  // in tiles
+}
+
+__host__ __device__ inline int panel_columns(const Args& a) {
+  return (a.whole ? a.across : a.slices * a.panel) * SmallTile::kColumns;
+}
+
+// Activations of a panel of columns in shared memory: bfloat16 halves [high and low][tokens], whose
+// sum is the value, and for q4 the sums of all groups as two halves of TF32. The pitches leave rows
+// that are read together in different banks.
+template <DType kType>
+struct Panel {
+  static constexpr bool kSums = kType == DType::kQ4;
+
+  __nv_bfloat16* x;
+  float* sums;
+  int pitch, sums_pitch;
+
+  __device__ Panel(unsigned char* memory, int tokens, int columns)
+      : x(reinterpret_cast<__nv_bfloat16*>(memory)),
+        sums(nullptr),
+        pitch(pitch_of(columns)),
+        sums_pitch(sums_pitch_of(columns)) {
+    sums = reinterpret_cast<float*>(x + 2 * tokens * pitch);
+  }
+  static size_t bytes(int tokens, int columns) {
+    const size_t row = sizeof(__nv_bfloat16) * pitch_of(columns);
+    return 2 * tokens * (row + (kSums ? sizeof(float) * sums_pitch_of(columns) : 0));
+  }
+
+ private:
+  __host__ __device__ static constexpr int pitch_of(int columns) { return columns + 32; }
+  __host__ __device__ static constexpr int sums_pitch_of(int columns) { return columns / 32 + 4; }
+};
+
+// Column c of panel p as a column of the matrix, or a negative number where its slice ends before.
+__device__ __forceinline__ int column_of(const Args& a, int p, int c) {
+  if (a.whole) return c;
+  const int width = a.panel * SmallTile::kColumns, slice = c / width;
+  const int column =
+      (slice_begin(a, slice) + p * a.panel) * SmallTile::kColumns + c - slice * width;
+  return column < slice_begin(a, slice + 1) * SmallTile::kColumns ? column : -1;
+}
+
+// Four activations of a token as halves; returns the sum of what the halves hold.
+__device__ __forceinline__ float store_halves(const float4& x, const float4& w, __nv_bfloat16* high,
+                                              __nv_bfloat16* low) {
+  const float v[4] = {x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w};
+  alignas(8) __nv_bfloat16 hi[4], lo[4];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    hi[i] = __float2bfloat16_rn(v[i]);
+    lo[i] = __float2bfloat16_rn(v[i] - __bfloat162float(hi[i]));
+    sum += __bfloat162float(hi[i]) + __bfloat162float(lo[i]);
+  }
+  *reinterpret_cast<uint2*>(high) = *reinterpret_cast<uint2*>(hi);
+  *reinterpret_cast<uint2*>(low) = *reinterpret_cast<uint2*>(lo);
+  return sum;
+}
+
+// Loads panel `p` of all tokens times the norm's weight, and adds up the squares of the plain
+// values: squares[t * kMostWarps + w] is the sum of warp w over all panels.
+template <DType kType, int kTokens>
+__device__ __forceinline__ void load_panel(const Args& a, int p, const Panel<kType>& panel,
+                                           float* squares) {
+  constexpr int kAtOnce = kTokens < 8 ? kTokens : 8;  // asked for before the first is used
+  const int columns = panel_columns(a);
+  float total[kTokens] = {};
+  for (int c = threadIdx.x * 4; c < columns; c += blockDim.x * 4) {
+    const int column = column_of(a, p, c);  // of one slice and tile for the whole warp
+    if (column < 0) continue;
+    const bool there = column < a.cols;
+    float4 w = make_float4(1, 1, 1, 1);
+    if (a.norm_weight != nullptr && there) {
+      w = __ldg(reinterpret_cast<const float4*>(a.norm_weight + column));
+    }
+#pragma unroll
+    for (int first = 0; first < kTokens; first += kAtOnce) {
+      float4 x[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        x[i] = make_float4(0, 0, 0, 0);
+        if (first + i < a.tokens && there) {
+          x[i] = *reinterpret_cast<const float4*>(a.x + int64_t{first + i} * a.cols + column);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int t = first + i;
+        if (t >= a.tokens) break;
+        total[t] += x[i].x * x[i].x + x[i].y * x[i].y + x[i].z * x[i].z + x[i].w * x[i].w;
+        __nv_bfloat16* const high = panel.x + t * panel.pitch + c;
+        float sum = store_halves(x[i], w, high, high + a.tokens * panel.pitch);
+        if constexpr (Panel<kType>::kSums) {
+          sum = warp_sum<8>(sum);
+          float* const to = panel.sums + t * panel.sums_pitch + c / 32;
+          const float part = tf32_part(sum);
+          if (threadIdx.x % 8 == 0) to[0] = part;
+          if (threadIdx.x % 8 == 1) to[a.tokens * panel.sums_pitch] = tf32_part(sum - part);
+        }
+      }
+    }
+  }
+  if (!a.normalize) return;
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    if (t >= a.tokens) break;
+    const float sum = warp_sum(total[t]);
+    if (threadIdx.x % 32 != 0) continue;
+    float& all = squares[t * kMostWarps + threadIdx.x / 32];
+    all = p > 0 ? all + sum : sum;
+  }
+}
+
+// A warp's weights on their way through its ring.
+template <DType kType>
+class TileStream {
+ public:
+  // `upper` and `lower` are the slice's first tiles in global memory.
+  __device__ TileStream(unsigned char* ring, const unsigned char* upper, const unsigned char* lower,
+                        int tiles)
+      : ring_(ring),
+        upper_(reinterpret_cast<const uint4*>(upper) + lane()),
+        lower_(reinterpret_cast<const uint4*>(lower) + lane() - kVectors),
+        left_(tiles) {
+#pragma unroll
+    for (int place = 0; place < Ring<kType>::kDepth; ++place) ask(place);
+  }
+
+  // Waits for the next pair.
+  __device__ __forceinline__ void wait() const {
+    copy_wait<Ring<kType>::kDepth - 1>();
+    __syncwarp();
+  }
+  __device__ __forceinline__ const unsigned char* upper(int place) const {
+    return ring_ + place * 2 * Ring<kType>::kTileBytes;
+  }
+  __device__ __forceinline__ const unsigned char* lower(int place) const {
+    return upper(place) + Ring<kType>::kTileBytes;
+  }
+  // The pair in the place has been used: asks for the one that takes its place.
+  __device__ __forceinline__ void refill(int place) {
+    __syncwarp();
+    ask(place);
+  }
+
+ private:
+  static constexpr int kVectors = Ring<kType>::kTileBytes / 16;
+
+  __device__ static int lane() { return threadIdx.x % 32; }
+
+  __device__ __forceinline__ void ask(int place) {
+    if (left_ > 0) {
+      uint4* const to =
+          reinterpret_cast<uint4*>(ring_ + place * 2 * Ring<kType>::kTileBytes) + lane();
+#pragma unroll
+      for (int v = 0; v < 2 * kVectors; v += 32) {
+        if (v + 32 > 2 * kVectors && v + lane() >= 2 * kVectors) continue;
+        const bool of_upper = v + 32 <= kVectors || (v < kVectors && v + lane() < kVectors);
+        copy_async(to + v, (of_upper ? upper_ : lower_) + v);
+      }
+      upper_ += kVectors;
+      lower_ += kVectors;
+      --left_;
+    }
+    copy_commit();
+  }
+
+  unsigned char* ring_;
+  const uint4* upper_;  // of the next pair to be asked for; this lane's first vector
+  const uint4* lower_;  // so that those behind the upper tile's are counted on
+  int left_;
+};
+
+// The sums of a warp as [token][row] in shared memory.
+template <int kTokens>
+__device__ __forceinline__ void store_sums(float (&sums)[SmallTokens<kTokens>::kTiles][4],
+                                           int tokens, float* out) {
+  const int g = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
+#pragma unroll
+  for (int tile = 0; tile < SmallTokens<kTokens>::kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float sum = sums[tile][i];
+      if constexpr (kTokens <= 4) sum += __shfl_xor_sync(kAllLanes, sum, 2);  // the low halves
+      const int column = 2 * j + i % 2, token = tile * 8 + column;
+      if (column < SmallTokens<kTokens>::kTogether && token < tokens) {
+        out[token * kRows + g + i / 2 * kTileRows] = sum;
+      }
+    }
+  }
+}
+
+// Adds up the slices and finishes the rows of the block.
+__device__ __forceinline__ void finish(const Args& a, const float* partial, const float* squares) {
+  const int outputs = a.gated ? kTileRows : kRows, warps = blockDim.x / 32;
+  for (int o = threadIdx.x; o < a.tokens * a.groups * kRows; o += blockDim.x) {
+    const int r = o % kRows, t = o / kRows % a.tokens, group = o / kRows / a.tokens;
+    const int row = (blockIdx.x * a.groups + group) * outputs + r;
+    if (r >= outputs || row >= a.rows) continue;
+    float* y = a.y + int64_t{t} * a.y_stride + row;
+    const float before = a.accumulate ? *y : 0.0f;
+    float sum = 0, up = 0, norm = 0;
+    const float* from = partial + (group * a.slices * a.tokens + t) * kRows + r;
+    for (int s = 0; s < a.slices; ++s, from += a.tokens * kRows) {
+      sum += from[0];
+      if (a.gated) up += from[kTileRows];
+    }
+    if (a.normalize) {
+      for (int w = 0; w < warps; ++w) norm += squares[t * kMostWarps + w];
+    }
+    // The norm's scale commutes with the product.
+    const float scale = a.normalize ? rsqrtf(norm / a.cols + a.eps) : 1.0f;
+    *y = a.gated ? silu(sum * scale) * (up * scale) : before + sum * scale;
+  }
+}
+
+template <DType kType, int kTokens>
+__global__ void __launch_bounds__(kMostWarps * 32, kBlocks<kTokens>)
+    small_kernel(const __grid_constant__ Args a) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  __shared__ float squares[kTokens * kMostWarps];
+  using Tokens = SmallTokens<kTokens>;
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int n = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
+  const int slice = warp % a.slices, unit = blockIdx.x * a.groups + warp / a.slices;
+  const int first_tile = slice_begin(a, slice);
+  const int tiles = slice_begin(a, slice + 1) - first_tile;
+  grid_release();
+
+  // Tiles past the end repeat the last ones.
+  const auto slice_of = [&](int row_of_tiles) {
+    return a.weight + (int64_t{min(row_of_tiles, a.down - 1)} * a.across + first_tile) *
+                          SmallTileOf<kType>::kBytes;
+  };
+  TileStream<kType> stream(shared + warp * Ring<kType>::kBytes, slice_of(a.gated ? unit : 2 * unit),
+                           slice_of(a.gated ? unit + a.rows / kTileRows : 2 * unit + 1), tiles);
+  const Panel<kType> panel(shared + warps * Ring<kType>::kBytes, a.tokens, panel_columns(a));
+  if (a.norm_weight != nullptr) {
+    for (int c = threadIdx.x * 32; c < a.cols; c += blockDim.x * 32) prefetch(a.norm_weight + c);
+  }
+  grid_wait();
+
+  float sums[Tokens::kTiles][4] = {};
+  const int most_tiles = (a.across + a.slices - 1) / a.slices;
+  for (int p = 0, place = 0; p * a.panel < most_tiles; ++p) {
+    if (p > 0) __syncthreads();
+    load_panel<kType, kTokens>(a, p, panel, squares);
+    __syncthreads();
+    const int column = (a.whole ? first_tile : slice * a.panel) * SmallTile::kColumns;
+    SmallOperand<kTokens> operand;
+    operand.to_low = a.tokens * panel.pitch;
+    operand.sums_to_low = a.tokens * panel.sums_pitch;
+#pragma unroll
+    for (int tile = 0; tile < Tokens::kTiles; ++tile) {
+      const int row = Tokens::row(tile, n, a.tokens);
+      operand.x[tile] = panel.x + row * panel.pitch + column + 8 * j;
+      operand.sums[tile] = panel.sums + row * panel.sums_pitch + column / 32 + j;
+    }
+    const int end = min((p + 1) * a.panel, tiles);
+    for (int i = p * a.panel; i < end; ++i) {
+      stream.wait();
+      add_tile<kType, kTokens>(stream.upper(place), stream.lower(place), operand, sums);
+      stream.refill(place);
+      if (++place == Ring<kType>::kDepth) place = 0;
+#pragma unroll
+      for (int tile = 0; tile < Tokens::kTiles; ++tile) {
+        operand.x[tile] += SmallTile::kColumns;
+        operand.sums[tile] += SmallTile::kGroups;
+      }
+    }
+  }
+
+  copy_wait<0>();
+  __syncthreads();
+  float* partial = reinterpret_cast<float*>(shared);  // [warp][token][row]
+  store_sums<kTokens>(sums, a.tokens, partial + warp * a.tokens * kRows);
+  __syncthreads();
+  finish(a, partial, squares);
+}
+
+// Divides a block's shared memory between the rings of its warps and the activations: as many
+// warps as are wanted, as long as there is room for a tile of each slice.
+template <DType kType>
+size_t divide(Args& a, int warps_wanted, size_t room) {
+  constexpr size_t kRing = Ring<kType>::kBytes;
+  const size_t fixed = Panel<kType>::bytes(a.tokens, 0);
+  const size_t of_tile = Panel<kType>::bytes(a.tokens, SmallTile::kColumns) - fixed;
+  a.groups = std::min<int>(a.groups, (room - fixed - of_tile) / kRing);
+  a.slices = std::clamp(warps_wanted / a.groups, 1, a.across);
+  const auto fits = [&](int tiles) {
+    return a.groups * a.slices * kRing + fixed + tiles * of_tile <= room;
+  };
+  while (a.slices > 1 && !fits(a.slices)) --a.slices;
+  a.whole = fits(a.across);
+  a.panel = 1;
+  if (a.whole) {
+    a.panel = (a.across + a.slices - 1) / a.slices;
+  } else {
+    while (fits(a.slices * (a.panel + 1))) ++a.panel;
+  }
+  const size_t warps = a.groups * a.slices;
+  return std::max(warps * kRing + Panel<kType>::bytes(a.tokens, panel_columns(a)),
+                  warps * a.tokens * kRows * sizeof(float));
+}
+
+template <DType kType, int kTokens>
+void launch_small(const Launch& how, Args args) {
+  constexpr size_t kStatic = sizeof(float) * kTokens * kMostWarps;
+  constexpr size_t kHalf = 112 * 1024;  // two such blocks fit on a multiprocessor
+  const size_t most = how.shared_limit - kStatic;
+  const size_t room = kBlocks<kTokens> == 1 ? most : std::min(most, kHalf);
+  [[maybe_unused]] static const bool allowed = [&] {
+    allow_shared_memory(small_kernel<kType, kTokens>, room);
+    return true;
+  }();
+  const int outputs = args.gated ? kTileRows : kRows;
+  const int units = (args.rows + outputs - 1) / outputs;
+  const int slots = kBlocks<kTokens> * how.multiprocessors;
+  args.groups = std::min((units + slots - 1) / slots, kMostWarps);
+  const size_t bytes = divide<kType>(args, kMostWarps, room);
+  assert(bytes <= room);
+  launch(how,
+         {.blocks = static_cast<unsigned>((units + args.groups - 1) / args.groups),
+          .threads = static_cast<unsigned>(args.groups * args.slices * 32),
+          .shared_bytes = bytes},
+         small_kernel<kType, kTokens>, args);
+}
+
+template <DType kType>
+void launch_small(const Launch& how, const Args& args) {
+  if (args.tokens <= 4) return launch_small<kType, 4>(how, args);
+  if (args.tokens <= 8) return launch_small<kType, 8>(how, args);
+  launch_small<kType, 16>(how, args);
+}
+
+}  // namespace
+
+bool fits_small_mat_vec(const MatVec& m) {
+  return m.weight.shape[1] % 4 == 0 && (!m.gated || m.weight.shape[0] % (2 * kTileRows) == 0);
+}
+
+void small_mat_vec(const Launch& how, const MatVec& m) {
+  assert(m.tokens >= 1 && m.tokens <= mat_vec_tokens(m.weight.dtype) && fits_small_mat_vec(m));
+  const int rows = static_cast<int>(m.gated ? m.weight.shape[0] / 2 : m.weight.shape[0]);
+  const Args args{.x = m.x,
+                  .norm_weight = m.norm_weight,
+                  .weight = static_cast<const unsigned char*>(m.weight.data),
+                  .y = m.y,
+                  .tokens = m.tokens,
+                  .rows = rows,
+                  .cols = static_cast<int>(m.weight.shape[1]),
+                  .y_stride = m.y_stride == 0 ? rows : m.y_stride,
+                  .across = static_cast<int>(SmallTile::across(m.weight.shape[1])),
+                  .down = static_cast<int>(SmallTile::down(m.weight.shape[0])),
+                  .groups = 0,
+                  .slices = 0,
+                  .panel = 0,
+                  .whole = false,
+                  .eps = m.eps,
+                  .normalize = m.normalize,
+                  .gated = m.gated,
+                  .accumulate = m.accumulate};
+  if (m.weight.dtype == DType::kQ8) return launch_small<DType::kQ8>(how, args);
+  launch_small<DType::kQ4>(how, args);
+}
+
+}  // namespace gsa::cuda
