@@ -88,17 +88,28 @@ __device__ __forceinline__ int column_of(const Args& a, int p, int c) {
   return column < slice_begin(a, slice + 1) * SmallTile::kColumns ? column : -1;
 }
 
+// Two floats of a bfloat16 pair.
+__device__ __forceinline__ float2 unpack(const __nv_bfloat162& pair) {
+  const uint32_t bits = reinterpret_cast<const uint32_t&>(pair);
+  return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
 // Four activations of a token as halves; returns the sum of what the halves hold.
+template <bool kSum>
 __device__ __forceinline__ float store_halves(const float4& x, const float4& w, __nv_bfloat16* high,
                                               __nv_bfloat16* low) {
-  const float v[4] = {x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w};
-  alignas(8) __nv_bfloat16 hi[4], lo[4];
+  const float2 v[2] = {make_float2(x.x * w.x, x.y * w.y), make_float2(x.z * w.z, x.w * w.w)};
+  alignas(8) __nv_bfloat162 hi[2], lo[2];
   float sum = 0;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    hi[i] = __float2bfloat16_rn(v[i]);
-    lo[i] = __float2bfloat16_rn(v[i] - __bfloat162float(hi[i]));
-    sum += __bfloat162float(hi[i]) + __bfloat162float(lo[i]);
+  for (int i = 0; i < 2; ++i) {
+    hi[i] = __floats2bfloat162_rn(v[i].x, v[i].y);
+    const float2 h = unpack(hi[i]);
+    lo[i] = __floats2bfloat162_rn(v[i].x - h.x, v[i].y - h.y);
+    if constexpr (kSum) {
+      const float2 l = unpack(lo[i]);
+      sum += (h.x + h.y) + (l.x + l.y);
+    }
   }
   *reinterpret_cast<uint2*>(high) = *reinterpret_cast<uint2*>(hi);
   *reinterpret_cast<uint2*>(low) = *reinterpret_cast<uint2*>(lo);
@@ -137,8 +148,9 @@ __device__ __forceinline__ void load_panel(const Args& a, int p, const Panel<kTy
         if (t >= a.tokens) break;
         total[t] += x[i].x * x[i].x + x[i].y * x[i].y + x[i].z * x[i].z + x[i].w * x[i].w;
         __nv_bfloat16* const high = panel.x + t * panel.pitch + c;
-        float sum = store_halves(x[i], w, high, high + a.tokens * panel.pitch);
-        if constexpr (Panel<kType>::kSums) {
+        constexpr bool kSums = Panel<kType>::kSums;
+        float sum = store_halves<kSums>(x[i], w, high, high + a.tokens * panel.pitch);
+        if constexpr (kSums) {
           sum = warp_sum<8>(sum);
           float* const to = panel.sums + t * panel.sums_pitch + c / 32;
           const float part = tf32_part(sum);

@@ -31,6 +31,13 @@ __device__ __forceinline__ void multiply_tf32(const float (&a)[4], float b0, flo
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
+// a & b | c, which the compiler makes two instructions of where b and c are constants.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
 // What TF32 holds of x; the rest is x minus this, and TF32 holds the most of that.
 __device__ __forceinline__ float tf32_part(float x) {
   return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
@@ -55,8 +62,8 @@ class SmallIntegers<DType::kQ8> {
     const uint32_t word =
         group % 2 == 0 ? (p < 2 ? words_.x : words_.y) : (p < 2 ? words_.z : words_.w);
     const uint32_t bytes = p % 2 == 0 ? word : word >> 8;
-    const uint32_t low = (bytes & 0x007f007fu) | 0x43004300u;
-    const uint32_t sign = (bytes & 0x00800080u) | 0x43004300u;
+    const uint32_t low = and_or(bytes, 0x007f007fu, 0x43004300u);
+    const uint32_t sign = and_or(bytes, 0x00800080u, 0x43004300u);
     const __nv_bfloat162 value = __hsub2(reinterpret_cast<const __nv_bfloat162&>(low),
                                          reinterpret_cast<const __nv_bfloat162&>(sign));
     return reinterpret_cast<const uint32_t&>(value);
@@ -83,7 +90,7 @@ class SmallIntegers<DType::kQ4> {
   __device__ __forceinline__ uint32_t pairs(int group, int p) const {
     const uint32_t word =
         group < 2 ? (group == 0 ? words_.x : words_.y) : (group == 2 ? words_.z : words_.w);
-    return (__funnelshift_r(word, word, 4 * p) & 0x00780078u) | 0x41804180u;
+    return and_or(__funnelshift_r(word, word, 4 * p), 0x00780078u, 0x41804180u);
   }
   // The word of a group's columns 8 j to 8 j + 7.
   __host__ __device__ static uint32_t pack(const uint8_t (&v)[8]) {
