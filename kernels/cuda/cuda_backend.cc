@@ -45,6 +45,18 @@ cudaDeviceProp find_device() {
 // bucket.
 int64_t bucket_of(int64_t n) { return n <= kMatVecTokens ? n : (n + 7) / 8 * 8; }
 
+MatVec mat_vec_of(const NormProject& args, int64_t rows) {
+  return {.x = args.x.f32(),
+          .tokens = static_cast<int>(rows),
+          .normalize = true,
+          .norm_weight = static_cast<const float*>(args.norm_weight.data),
+          .eps = static_cast<float>(args.eps),
+          .weight = args.weight,
+          .apart = args.apart,
+          .accumulate = args.accumulate,
+          .y = args.y.f32()};
+}
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend();
@@ -276,6 +288,8 @@ void* CudaBackend::operand(const TensorView& x, int64_t rows, const TensorView& 
 }
 
 void CudaBackend::norm_project(const NormProject& args) {
+  const int64_t rows = rows_of(args.x);
+  if (rows <= kMatVecTokens) return mat_vec(chained_, mat_vec_of(args, rows));
   project(args, args.weight, 0);
   if (args.apart) project(args, args.apart, args.weight.shape[0]);
 }
@@ -284,15 +298,12 @@ void CudaBackend::project(const NormProject& args, const TensorView& weight, int
   const int64_t rows = rows_of(args.x), stride = args.y.shape[1];
   float* y = args.y.f32() + first;
   if (rows <= mat_vec_tokens(weight.dtype)) {
-    return mat_vec(chained_, {.x = args.x.f32(),
-                              .tokens = static_cast<int>(rows),
-                              .normalize = true,
-                              .norm_weight = static_cast<const float*>(args.norm_weight.data),
-                              .eps = static_cast<float>(args.eps),
-                              .weight = weight,
-                              .accumulate = args.accumulate,
-                              .y = y,
-                              .y_stride = static_cast<int>(stride)});
+    MatVec part = mat_vec_of(args, rows);
+    part.weight = weight;
+    part.apart = {};
+    part.y = y;
+    part.y_stride = static_cast<int>(stride);
+    return mat_vec(chained_, part);
   }
   const void* x = operand(args.x, rows, args.norm_weight, args.eps, operand_type(weight.dtype));
   multiplier_->multiply(stream_.get(), {.x = x,

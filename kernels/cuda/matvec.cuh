@@ -24,12 +24,28 @@ struct MatVec {
   bool normalize = false;
   const float* norm_weight = nullptr;  // [cols], or null for ones
   float eps = 0;
-  TensorView weight;  // [rows, cols], or [2*rows, cols] where gated: gate rows first
+  TensorView weight;      // [rows, cols], or [2*rows, cols] where gated: gate rows first
+  TensorView apart = {};  // more rows, of another type, or null; in y they stand behind the others
   bool gated = false;
   bool accumulate = false;
   float* y = nullptr;  // [tokens, rows]
-  int y_stride = 0;    // floats from a token to the next; 0 where that is rows
+  int y_stride = 0;    // floats from a token to the next; 0 where that is all rows
 };
+
+inline int stride_of(const MatVec& m) {
+  const int64_t rows = m.weight.shape[0] / (m.gated ? 2 : 1) + (m.apart ? m.apart.shape[0] : 0);
+  return m.y_stride == 0 ? static_cast<int>(rows) : m.y_stride;
+}
+
+// The rows apart as a product of their own.
+inline MatVec product_apart(const MatVec& m) {
+  MatVec apart = m;
+  apart.weight = m.apart;
+  apart.apart = {};
+  apart.y = m.y + m.weight.shape[0];
+  apart.y_stride = stride_of(m);
+  return apart;
+}
 
 // Arithmetic is float32 for every type of weight: bfloat16 weights meet activations that are split
 // into two bfloat16 halves, whose products the tensor cores sum in float32, and so do small ones.

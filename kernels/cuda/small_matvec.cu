@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 
+#include "kernels/cuda/dense_stream.cuh"
 #include "kernels/cuda/small_tiles.cuh"
 
 namespace gsa::cuda {
@@ -33,6 +34,7 @@ struct Args {
   const unsigned char* weight;
   float* y;
   int tokens, rows, cols, y_stride;
+  int blocks;  // of this weight; those behind them have the rows apart
   int across;  // tiles of a row
   int down;    // rows of tiles
   int groups;  // of rows in a block; the other factor of its warps is the number of slices
@@ -276,9 +278,12 @@ __device__ __forceinline__ void finish(const Args& a, const float* partial, cons
 
 template <DType kType, int kTokens>
 __global__ void __launch_bounds__(kMostWarps * 32, kBlocks<kTokens>)
-    small_kernel(const __grid_constant__ Args a) {
+    small_kernel(const __grid_constant__ Args a, const __grid_constant__ dense::Args apart) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ float squares[kTokens * kMostWarps];
+  if constexpr (kTokens <= kMatVecTokens) {
+    if (blockIdx.x >= a.blocks) return dense::run(apart, blockIdx.x - a.blocks, shared, squares);
+  }
   using Tokens = SmallTokens<kTokens>;
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int n = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
@@ -363,10 +368,27 @@ size_t divide(Args& a, int warps_wanted, size_t room) {
                   warps * a.tokens * kRows * sizeof(float));
 }
 
+// Chooses how many warps a block has, and divides its shared memory; returns how much it takes.
+template <DType kType>
+size_t choose(Args& a, dense::Args& apart, size_t room) {
+  const Args given = a;
+  for (int warps = kMostWarps;; warps -= 4) {
+    a = given;
+    a.groups = std::min(given.groups, warps);
+    const size_t bytes = divide<kType>(a, warps, room);
+    if (apart.rows == 0) return bytes;
+    apart.groups = 1;
+    apart.slices = a.groups * a.slices;
+    const int64_t left = room - apart.slices * dense::kRingBytes - 4 * a.tokens * 32;
+    const size_t apart_bytes = dense::divide(apart, left);
+    if (apart_bytes <= room || warps == 4) return std::max(bytes, apart_bytes);
+  }
+}
+
 template <DType kType, int kTokens>
-void launch_small(const Launch& how, Args args) {
+void launch_small(const Launch& how, Args args, dense::Args apart) {
   constexpr size_t kStatic = sizeof(float) * kTokens * kMostWarps;
-  constexpr size_t kHalf = 112 * 1024;  // two such blocks fit on a multiprocessor
+  constexpr size_t kHalf = 112 * 1024 + 512;  // two such blocks fit on a multiprocessor
   const size_t most = how.shared_limit - kStatic;
   const size_t room = kBlocks<kTokens> == 1 ? most : std::min(most, kHalf);
   [[maybe_unused]] static const bool allowed = [&] {
@@ -377,26 +399,31 @@ void launch_small(const Launch& how, Args args) {
   const int units = (args.rows + outputs - 1) / outputs;
   const int slots = kBlocks<kTokens> * how.multiprocessors;
   args.groups = std::min((units + slots - 1) / slots, kMostWarps);
-  const size_t bytes = divide<kType>(args, kMostWarps, room);
+  const size_t bytes = choose<kType>(args, apart, room);
   assert(bytes <= room);
+  args.blocks = (units + args.groups - 1) / args.groups;
+  const int blocks_apart = (apart.rows + dense::kRows - 1) / dense::kRows;
   launch(how,
-         {.blocks = static_cast<unsigned>((units + args.groups - 1) / args.groups),
+         {.blocks = static_cast<unsigned>(args.blocks + blocks_apart),
           .threads = static_cast<unsigned>(args.groups * args.slices * 32),
           .shared_bytes = bytes},
-         small_kernel<kType, kTokens>, args);
+         small_kernel<kType, kTokens>, args, apart);
 }
 
 template <DType kType>
-void launch_small(const Launch& how, const Args& args) {
-  if (args.tokens <= 4) return launch_small<kType, 4>(how, args);
-  if (args.tokens <= 8) return launch_small<kType, 8>(how, args);
-  launch_small<kType, 16>(how, args);
+void launch_small(const Launch& how, const Args& args, const dense::Args& apart) {
+  if (args.tokens <= 4) return launch_small<kType, 4>(how, args, apart);
+  if (args.tokens <= 8) return launch_small<kType, 8>(how, args, apart);
+  launch_small<kType, 16>(how, args, apart);
 }
 
 }  // namespace
 
 bool fits_small_mat_vec(const MatVec& m) {
-  return m.weight.shape[1] % 4 == 0 && (!m.gated || m.weight.shape[0] % (2 * kTileRows) == 0);
+  const int64_t cols = m.weight.shape[1];
+  if (!is_quantized(m.weight.dtype) || cols % 4 != 0) return false;
+  if (m.gated && m.weight.shape[0] % (2 * kTileRows) != 0) return false;
+  return !m.apart || (dense::fits(product_apart(m)) && cols >= kMostWarps * dense::kPiece);
 }
 
 void small_mat_vec(const Launch& how, const MatVec& m) {
@@ -409,7 +436,8 @@ void small_mat_vec(const Launch& how, const MatVec& m) {
                   .tokens = m.tokens,
                   .rows = rows,
                   .cols = static_cast<int>(m.weight.shape[1]),
-                  .y_stride = m.y_stride == 0 ? rows : m.y_stride,
+                  .y_stride = stride_of(m),
+                  .blocks = 0,
                   .across = static_cast<int>(SmallTile::across(m.weight.shape[1])),
                   .down = static_cast<int>(SmallTile::down(m.weight.shape[0])),
                   .groups = 0,
@@ -420,8 +448,9 @@ void small_mat_vec(const Launch& how, const MatVec& m) {
                   .normalize = m.normalize,
                   .gated = m.gated,
                   .accumulate = m.accumulate};
-  if (m.weight.dtype == DType::kQ8) return launch_small<DType::kQ8>(how, args);
-  launch_small<DType::kQ4>(how, args);
+  const dense::Args apart = m.apart ? dense::args_of(product_apart(m)) : dense::Args{};
+  if (m.weight.dtype == DType::kQ8) return launch_small<DType::kQ8>(how, args, apart);
+  launch_small<DType::kQ4>(how, args, apart);
 }
 
 }  // namespace gsa::cuda

@@ -141,48 +141,50 @@ std::vector<T> columns_of(const std::vector<T>& values, int64_t columns, int64_t
 }
 
 TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthers) {
-  const int64_t D = 256;
-  for (DType fine : {DType::kF16, DType::kBF16, DType::kF32}) {
-    for (int64_t first : {72, 33}) {
-      const auto backend = this->backend();
-      const int64_t out = first + 20;
-      Random random(static_cast<uint32_t>(first));
-      const Weights weight(*backend, dtype(), {first, D}, matrix(random, first, D));
-      const Weights apart(*backend, fine, {20, D}, matrix(random, 20, D));
-      DeviceArray x(*backend, kMostRows, D), y(*backend, kMostRows, out);
-      reserve_for(*backend, D, D);
-      for (int64_t rows : {1, 3, 9, 16, 40}) {
-        SCOPED_TRACE(testing::Message()
-                     << rows << " rows, " << first << " and 20 of " << dtype_name(fine));
-        const std::vector<float> values = random.normal(rows * D);
-        x.set(values);
-        const StepData data = StepData::prompt(rows);
-        test::run_step(*backend, data.step(), [&] {
-          backend->norm_project({.x = x.view(rows),
-                                 .norm_weight = {},
-                                 .eps = 1e-6,
-                                 .weight = weight.device,
-                                 .apart = apart.device,
-                                 .y = y.view(rows)});
-        });
-        Doubles expected;
-        for (int64_t t = 0; t < rows; ++t) {
-          const Doubles normed = test::rms_norm(row_of(values, t, D), {}, 1e-6);
-          for (const Weights* w : {&weight, &apart}) {
-            const Doubles part = test::product(w->host, normed);
-            expected.insert(expected.end(), part.begin(), part.end());
-          }
+  struct Parts {
+    DType fine;
+    int64_t columns, first, behind;
+  };
+  for (const Parts& p : {Parts{DType::kF32, 256, 33, 20}, Parts{DType::kF16, 256, 72, 20},
+                         Parts{DType::kBF16, 256, 33, 20}, Parts{DType::kBF16, 1024, 72, 40}}) {
+    const auto backend = this->backend();
+    const int64_t D = p.columns, out = p.first + p.behind;
+    Random random(static_cast<uint32_t>(out));
+    const Weights weight(*backend, dtype(), {p.first, D}, matrix(random, p.first, D));
+    const Weights apart(*backend, p.fine, {p.behind, D}, matrix(random, p.behind, D));
+    DeviceArray x(*backend, kMostRows, D), y(*backend, kMostRows, out);
+    reserve_for(*backend, D, D);
+    for (int64_t rows : {1, 3, 9, 16, 40}) {
+      const std::vector<float> values = random.normal(rows * D);
+      x.set(values);
+      const StepData data = StepData::prompt(rows);
+      test::run_step(*backend, data.step(), [&] {
+        backend->norm_project({.x = x.view(rows),
+                               .norm_weight = {},
+                               .eps = 1e-6,
+                               .weight = weight.device,
+                               .apart = apart.device,
+                               .y = y.view(rows)});
+      });
+      Doubles expected;
+      for (int64_t t = 0; t < rows; ++t) {
+        const Doubles normed = test::rms_norm(row_of(values, t, D), {}, 1e-6);
+        for (const Weights* w : {&weight, &apart}) {
+          const Doubles part = test::product(w->host, normed);
+          expected.insert(expected.end(), part.begin(), part.end());
         }
-        const std::vector<float> found = y.get(rows);
-        const auto error = [&](int64_t begin, int64_t end) {
-          return test::worst_row_error(columns_of(found, out, begin, end),
-                                       columns_of(expected, out, begin, end), end - begin);
-        };
-        EXPECT_LT(error(0, first),
-                  test::tolerance(device(), dtype(), test::product_form(dtype(), rows)));
-        EXPECT_LT(error(first, out),
-                  test::tolerance(device(), fine, test::product_form(fine, rows)));
       }
+      const std::vector<float> found = y.get(rows);
+      const auto error = [&](int64_t begin, int64_t end) {
+        return test::worst_row_error(columns_of(found, out, begin, end),
+                                     columns_of(expected, out, begin, end), end - begin);
+      };
+      const auto bound = [&](DType type) {
+        return test::tolerance(device(), type, test::product_form(type, rows));
+      };
+      EXPECT_LT(error(0, p.first), bound(dtype())) << rows << " rows of " << D << " columns";
+      EXPECT_LT(error(p.first, out), bound(p.fine))
+          << rows << " rows of " << D << " columns, " << dtype_name(p.fine);
     }
   }
 }
