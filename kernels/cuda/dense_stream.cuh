@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/halves.cuh"
 #include "kernels/cuda/matvec.cuh"
 
 namespace gsa::cuda::dense {
@@ -93,15 +94,8 @@ __device__ __forceinline__ void load_panel(const Args& a, int p, const Panel& pa
     for (int t = 0; t < kMatVecTokens; ++t) {
       if (t >= a.tokens) break;
       sums[t] += x[t].x * x[t].x + x[t].y * x[t].y + x[t].z * x[t].z + x[t].w * x[t].w;
-      const float v[4] = {x[t].x * w.x, x[t].y * w.y, x[t].z * w.z, x[t].w * w.w};
-      __nv_bfloat16 hi[4], lo[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        hi[i] = __float2bfloat16_rn(v[i]);
-        lo[i] = __float2bfloat16_rn(v[i] - __bfloat162float(hi[i]));
-      }
-      *reinterpret_cast<uint2*>(panel.hi + t * panel.pitch + c) = *reinterpret_cast<uint2*>(hi);
-      *reinterpret_cast<uint2*>(panel.lo + t * panel.pitch + c) = *reinterpret_cast<uint2*>(lo);
+      const int at = t * panel.pitch + c;
+      store_halves<false>(x[t], w, panel.hi + at, panel.lo + at);
     }
   }
   if (!a.normalize) return;

@@ -4,16 +4,17 @@
 #include <cassert>
 
 #include "kernels/cuda/dense_stream.cuh"
-#include "kernels/cuda/small_tiles.cuh"
+#include "kernels/cuda/small_activations.cuh"
 
 namespace gsa::cuda {
 namespace {
+
+using namespace small;
 
 // A warp owns 16 rows, the rows of two tiles, and a slice of the columns; the warps of a block that
 // have the same rows add up their sums at the end. A warp copies pairs of tiles into a ring of its
 // own in shared memory ahead of their use: warps need not wait for each other, and the copies are
 // under way before the activations are known.
-constexpr int kMostWarps = 16;
 constexpr int kTileRows = SmallTile::kRows;
 constexpr int kRows = 2 * kTileRows;  // of a warp
 
@@ -27,151 +28,6 @@ struct Ring {
 // Many tokens are many activations, which each block reads and keeps: it is one of few then.
 template <int kTokens>
 constexpr int kBlocks = kTokens <= 4 ? 2 : 1;  // of a multiprocessor
-
-struct Args {
-  const float* x;
-  const float* norm_weight;
-  const unsigned char* weight;
-  float* y;
-  int tokens, rows, cols, y_stride;
-  int blocks;  // of this weight; those behind them have the rows apart
-  int across;  // tiles of a row
-  int down;    // rows of tiles
-  int groups;  // of rows in a block; the other factor of its warps is the number of slices
-  int slices;  // of the columns
-  int panel;   // tiles of each slice whose activations stand in shared memory at a time
-  bool whole;  // the panel is all columns
-  float eps;
-  bool normalize, gated, accumulate;
-};
-
-__host__ __device__ inline int slice_begin(const Args& a, int slice) {
-  return a.across * slice / a.slices;  // in tiles
-}
-
-__host__ __device__ inline int panel_columns(const Args& a) {
-  return (a.whole ? a.across : a.slices * a.panel) * SmallTile::kColumns;
-}
-
-// Activations of a panel of columns in shared memory: bfloat16 halves [high and low][tokens], whose
-// sum is the value, and for q4 the sums of all groups as two halves of TF32. The pitches leave rows
-// that are read together in different banks.
-template <DType kType>
-struct Panel {
-  static constexpr bool kSums = kType == DType::kQ4;
-
-  __nv_bfloat16* x;
-  float* sums;
-  int pitch, sums_pitch;
-
-  __device__ Panel(unsigned char* memory, int tokens, int columns)
-      : x(reinterpret_cast<__nv_bfloat16*>(memory)),
-        sums(nullptr),
-        pitch(pitch_of(columns)),
-        sums_pitch(sums_pitch_of(columns)) {
-    sums = reinterpret_cast<float*>(x + 2 * tokens * pitch);
-  }
-  static size_t bytes(int tokens, int columns) {
-    const size_t row = sizeof(__nv_bfloat16) * pitch_of(columns);
-    return 2 * tokens * (row + (kSums ? sizeof(float) * sums_pitch_of(columns) : 0));
-  }
-
- private:
-  __host__ __device__ static constexpr int pitch_of(int columns) { return columns + 32; }
-  __host__ __device__ static constexpr int sums_pitch_of(int columns) { return columns / 32 + 4; }
-};
-
-// Column c of panel p as a column of the matrix, or a negative number where its slice ends before.
-__device__ __forceinline__ int column_of(const Args& a, int p, int c) {
-  if (a.whole) return c;
-  const int width = a.panel * SmallTile::kColumns, slice = c / width;
-  const int column =
-      (slice_begin(a, slice) + p * a.panel) * SmallTile::kColumns + c - slice * width;
-  return column < slice_begin(a, slice + 1) * SmallTile::kColumns ? column : -1;
-}
-
-// Two floats of a bfloat16 pair.
-__device__ __forceinline__ float2 unpack(const __nv_bfloat162& pair) {
-  const uint32_t bits = reinterpret_cast<const uint32_t&>(pair);
-  return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
-}
-
-// Four activations of a token as halves; returns the sum of what the halves hold.
-template <bool kSum>
-__device__ __forceinline__ float store_halves(const float4& x, const float4& w, __nv_bfloat16* high,
-                                              __nv_bfloat16* low) {
-  const float2 v[2] = {make_float2(x.x * w.x, x.y * w.y), make_float2(x.z * w.z, x.w * w.w)};
-  alignas(8) __nv_bfloat162 hi[2], lo[2];
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    hi[i] = __floats2bfloat162_rn(v[i].x, v[i].y);
-    const float2 h = unpack(hi[i]);
-    lo[i] = __floats2bfloat162_rn(v[i].x - h.x, v[i].y - h.y);
-    if constexpr (kSum) {
-      const float2 l = unpack(lo[i]);
-      sum += (h.x + h.y) + (l.x + l.y);
-    }
-  }
-  *reinterpret_cast<uint2*>(high) = *reinterpret_cast<uint2*>(hi);
-  *reinterpret_cast<uint2*>(low) = *reinterpret_cast<uint2*>(lo);
-  return sum;
-}
-
-// Loads panel `p` of all tokens times the norm's weight, and adds up the squares of the plain
-// values: squares[t * kMostWarps + w] is the sum of warp w over all panels.
-template <DType kType, int kTokens>
-__device__ __forceinline__ void load_panel(const Args& a, int p, const Panel<kType>& panel,
-                                           float* squares) {
-  constexpr int kAtOnce = kTokens < 8 ? kTokens : 8;  // asked for before the first is used
-  const int columns = panel_columns(a);
-  float total[kTokens] = {};
-  for (int c = threadIdx.x * 4; c < columns; c += blockDim.x * 4) {
-    const int column = column_of(a, p, c);  // of one slice and tile for the whole warp
-    if (column < 0) continue;
-    const bool there = column < a.cols;
-    float4 w = make_float4(1, 1, 1, 1);
-    if (a.norm_weight != nullptr && there) {
-      w = __ldg(reinterpret_cast<const float4*>(a.norm_weight + column));
-    }
-#pragma unroll
-    for (int first = 0; first < kTokens; first += kAtOnce) {
-      float4 x[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        x[i] = make_float4(0, 0, 0, 0);
-        if (first + i < a.tokens && there) {
-          x[i] = *reinterpret_cast<const float4*>(a.x + int64_t{first + i} * a.cols + column);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int t = first + i;
-        if (t >= a.tokens) break;
-        total[t] += x[i].x * x[i].x + x[i].y * x[i].y + x[i].z * x[i].z + x[i].w * x[i].w;
-        __nv_bfloat16* const high = panel.x + t * panel.pitch + c;
-        constexpr bool kSums = Panel<kType>::kSums;
-        float sum = store_halves<kSums>(x[i], w, high, high + a.tokens * panel.pitch);
-        if constexpr (kSums) {
-          sum = warp_sum<8>(sum);
-          float* const to = panel.sums + t * panel.sums_pitch + c / 32;
-          const float part = tf32_part(sum);
-          if (threadIdx.x % 8 == 0) to[0] = part;
-          if (threadIdx.x % 8 == 1) to[a.tokens * panel.sums_pitch] = tf32_part(sum - part);
-        }
-      }
-    }
-  }
-  if (!a.normalize) return;
-#pragma unroll
-  for (int t = 0; t < kTokens; ++t) {
-    if (t >= a.tokens) break;
-    const float sum = warp_sum(total[t]);
-    if (threadIdx.x % 32 != 0) continue;
-    float& all = squares[t * kMostWarps + threadIdx.x / 32];
-    all = p > 0 ? all + sum : sum;
-  }
-}
 
 // A warp's weights on their way through its ring.
 template <DType kType>

@@ -110,12 +110,12 @@ inline Form product_form(DType dtype, int64_t rows) {
 //
 // float32 sums of n products whose roundings are independent err by about sqrt(n) 2^-25, which is
 // 1.4e-6 for n = 2048, less where vector lanes sum apart; SiLU, norms and the recurrence add a few
-// 2^-24. On the GPU, in the wide form: 32-bit weights are multiplied as TF32 (11 bits of
-// significand: 2^-12 / sqrt(3) = 1.4e-4 rms an operand, five times that for what the exponentials
-// of softmax and gates make of it, and 3 as the margin of a row over the mean), 16-bit weights by
-// activations rounded to bf16 (2^-9 / sqrt(3) = 1.1e-3 rms, twice in a gated MLP, the same margin),
-// q8 and q4 weights rounded to bf16 by such activations (sqrt(2) times that). Chunks of the
-// recurrence are TF32 products.
+// 2^-24; on the GPU's tensor cores activations are two bf16 halves, 2^-18 rms. There, in the wide
+// form, 32-bit weights are multiplied as TF32 (11 bits of significand: 2^-12 / sqrt(3) = 1.4e-4 rms
+// an operand, five times that for what the exponentials of softmax and gates make of it, and 3 as
+// the margin of a row over the mean), 16-bit weights by activations rounded to bf16 (2^-9 / sqrt(3)
+// = 1.1e-3 rms, twice in a gated MLP, the same margin), q8 and q4 weights rounded to bf16 by such
+// activations (sqrt(2) times that). Chunks of the recurrence are TF32 products.
 inline double tolerance(const std::string& device, DType dtype, Form form) {
   if (form == Form::kExact) return 0;
   if (device == "cpu") return form == Form::kProduct || form == Form::kWide ? 2e-6 : 1e-5;
