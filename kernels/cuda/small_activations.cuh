@@ -20,6 +20,7 @@ struct Args {
   int down;    // rows of tiles
   int groups;  // of rows in a block; the other factor of its warps is the number of slices
   int slices;  // of the columns
+  int depth;   // of a warp's ring
   int panel;   // tiles of each slice whose activations stand in shared memory at a time
   bool whole;  // the panel is all columns
   float eps;

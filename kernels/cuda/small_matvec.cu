@@ -18,42 +18,54 @@ using namespace small;
 constexpr int kTileRows = SmallTile::kRows;
 constexpr int kRows = 2 * kTileRows;  // of a warp
 
-template <DType kType>
-struct Ring {
-  static constexpr int kDepth = kType == DType::kQ8 ? 2 : 3;  // pairs
-  static constexpr int kTileBytes = SmallTileOf<kType>::kBytes;
-  static constexpr int kBytes = kDepth * 2 * kTileBytes;
-};
+// Pairs in a ring: as many as there is room for, but to ask for many at once delays the
+// activations.
+constexpr int kLeastDepth = 2, kMostDepth = 4;
 
-// Many tokens are many activations, which each block reads and keeps: it is one of few then.
+template <DType kType>
+constexpr int kPairBytes = 2 * SmallTileOf<kType>::kBytes;
+
+// Blocks of a multiprocessor: how many fit, and how many a launch is divided into. Many tokens are
+// many activations, which each block reads and keeps.
 template <int kTokens>
-constexpr int kBlocks = kTokens <= 4 ? 2 : 1;  // of a multiprocessor
+constexpr int kResident = kTokens <= 4 ? 2 : 1;
+template <int kTokens>
+constexpr int kWanted = kTokens <= 4 ? 2 : 1;
 
 // A warp's weights on their way through its ring.
 template <DType kType>
 class TileStream {
  public:
   // `upper` and `lower` are the slice's first tiles in global memory.
-  __device__ TileStream(unsigned char* ring, const unsigned char* upper, const unsigned char* lower,
-                        int tiles)
+  __device__ TileStream(unsigned char* ring, int depth, const unsigned char* upper,
+                        const unsigned char* lower, int tiles)
       : ring_(ring),
+        depth_(depth),
         upper_(reinterpret_cast<const uint4*>(upper) + lane()),
         lower_(reinterpret_cast<const uint4*>(lower) + lane() - kVectors),
         left_(tiles) {
-#pragma unroll
-    for (int place = 0; place < Ring<kType>::kDepth; ++place) ask(place);
+    for (int place = 0; place < depth; ++place) ask(place);
   }
 
   // Waits for the next pair.
   __device__ __forceinline__ void wait() const {
-    copy_wait<Ring<kType>::kDepth - 1>();
+    static_assert(kMostDepth <= 4);
+    if (depth_ == 4) {
+      copy_wait<3>();
+    } else if (depth_ == 3) {
+      copy_wait<2>();
+    } else if (depth_ == 2) {
+      copy_wait<1>();
+    } else {
+      copy_wait<0>();
+    }
     __syncwarp();
   }
   __device__ __forceinline__ const unsigned char* upper(int place) const {
-    return ring_ + place * 2 * Ring<kType>::kTileBytes;
+    return ring_ + place * kPairBytes<kType>;
   }
   __device__ __forceinline__ const unsigned char* lower(int place) const {
-    return upper(place) + Ring<kType>::kTileBytes;
+    return upper(place) + SmallTileOf<kType>::kBytes;
   }
   // The pair in the place has been used: asks for the one that takes its place.
   __device__ __forceinline__ void refill(int place) {
@@ -62,14 +74,13 @@ class TileStream {
   }
 
  private:
-  static constexpr int kVectors = Ring<kType>::kTileBytes / 16;
+  static constexpr int kVectors = SmallTileOf<kType>::kBytes / 16;
 
   __device__ static int lane() { return threadIdx.x % 32; }
 
   __device__ __forceinline__ void ask(int place) {
     if (left_ > 0) {
-      uint4* const to =
-          reinterpret_cast<uint4*>(ring_ + place * 2 * Ring<kType>::kTileBytes) + lane();
+      uint4* const to = reinterpret_cast<uint4*>(ring_ + place * kPairBytes<kType>) + lane();
 #pragma unroll
       for (int v = 0; v < 2 * kVectors; v += 32) {
         if (v + 32 > 2 * kVectors && v + lane() >= 2 * kVectors) continue;
@@ -84,6 +95,7 @@ class TileStream {
   }
 
   unsigned char* ring_;
+  int depth_;
   const uint4* upper_;  // of the next pair to be asked for; this lane's first vector
   const uint4* lower_;  // so that those behind the upper tile's are counted on
   int left_;
@@ -133,7 +145,7 @@ __device__ __forceinline__ void finish(const Args& a, const float* partial, cons
 }
 
 template <DType kType, int kTokens>
-__global__ void __launch_bounds__(kMostWarps * 32, kBlocks<kTokens>)
+__global__ void __launch_bounds__(kMostWarps * 32, kResident<kTokens>)
     small_kernel(const __grid_constant__ Args a, const __grid_constant__ dense::Args apart) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ float squares[kTokens * kMostWarps];
@@ -153,9 +165,10 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocks<kTokens>)
     return a.weight + (int64_t{min(row_of_tiles, a.down - 1)} * a.across + first_tile) *
                           SmallTileOf<kType>::kBytes;
   };
-  TileStream<kType> stream(shared + warp * Ring<kType>::kBytes, slice_of(a.gated ? unit : 2 * unit),
+  const int ring_bytes = a.depth * kPairBytes<kType>;
+  TileStream<kType> stream(shared + warp * ring_bytes, a.depth, slice_of(a.gated ? unit : 2 * unit),
                            slice_of(a.gated ? unit + a.rows / kTileRows : 2 * unit + 1), tiles);
-  const Panel<kType> panel(shared + warps * Ring<kType>::kBytes, a.tokens, panel_columns(a));
+  const Panel<kType> panel(shared + warps * ring_bytes, a.tokens, panel_columns(a));
   if (a.norm_weight != nullptr) {
     for (int c = threadIdx.x * 32; c < a.cols; c += blockDim.x * 32) prefetch(a.norm_weight + c);
   }
@@ -182,7 +195,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocks<kTokens>)
       stream.wait();
       add_tile<kType, kTokens>(stream.upper(place), stream.lower(place), operand, sums);
       stream.refill(place);
-      if (++place == Ring<kType>::kDepth) place = 0;
+      if (++place == a.depth) place = 0;
 #pragma unroll
       for (int tile = 0; tile < Tokens::kTiles; ++tile) {
         operand.x[tile] += SmallTile::kColumns;
@@ -200,27 +213,31 @@ __global__ void __launch_bounds__(kMostWarps * 32, kBlocks<kTokens>)
 }
 
 // Divides a block's shared memory between the rings of its warps and the activations: as many
-// warps as are wanted, as long as there is room for a tile of each slice.
+// warps as are wanted, as long as there is room for a tile of each slice; returns how much it
+// takes.
 template <DType kType>
 size_t divide(Args& a, int warps_wanted, size_t room) {
-  constexpr size_t kRing = Ring<kType>::kBytes;
+  constexpr size_t kPair = kPairBytes<kType>;
   const size_t fixed = Panel<kType>::bytes(a.tokens, 0);
   const size_t of_tile = Panel<kType>::bytes(a.tokens, SmallTile::kColumns) - fixed;
-  a.groups = std::min<int>(a.groups, (room - fixed - of_tile) / kRing);
+  a.groups = std::min<int>(a.groups, (room - fixed - of_tile) / (kLeastDepth * kPair));
   a.slices = std::clamp(warps_wanted / a.groups, 1, a.across);
-  const auto fits = [&](int tiles) {
-    return a.groups * a.slices * kRing + fixed + tiles * of_tile <= room;
+  const auto fits = [&](int tiles, int depth) {
+    return a.groups * a.slices * depth * kPair + fixed + tiles * of_tile <= room;
   };
-  while (a.slices > 1 && !fits(a.slices)) --a.slices;
-  a.whole = fits(a.across);
-  a.panel = 1;
-  if (a.whole) {
-    a.panel = (a.across + a.slices - 1) / a.slices;
-  } else {
-    while (fits(a.slices * (a.panel + 1))) ++a.panel;
+  while (a.slices > 1 && !fits(a.slices, kLeastDepth)) --a.slices;
+  const int most_tiles = (a.across + a.slices - 1) / a.slices;
+  a.whole = fits(a.across, kLeastDepth);
+  a.panel = a.whole ? most_tiles : 1;
+  while (!a.whole && fits(a.slices * (a.panel + 1), kLeastDepth)) ++a.panel;
+  const int columns = panel_columns(a);
+  a.depth = std::min(kLeastDepth, most_tiles);
+  while (a.depth < std::min(kMostDepth, most_tiles) &&
+         fits(columns / SmallTile::kColumns, a.depth + 1)) {
+    ++a.depth;
   }
   const size_t warps = a.groups * a.slices;
-  return std::max(warps * kRing + Panel<kType>::bytes(a.tokens, panel_columns(a)),
+  return std::max(warps * a.depth * kPair + Panel<kType>::bytes(a.tokens, columns),
                   warps * a.tokens * kRows * sizeof(float));
 }
 
@@ -246,14 +263,14 @@ void launch_small(const Launch& how, Args args, dense::Args apart) {
   constexpr size_t kStatic = sizeof(float) * kTokens * kMostWarps;
   constexpr size_t kHalf = 112 * 1024 + 512;  // two such blocks fit on a multiprocessor
   const size_t most = how.shared_limit - kStatic;
-  const size_t room = kBlocks<kTokens> == 1 ? most : std::min(most, kHalf);
+  const size_t room = kResident<kTokens> == 1 ? most : std::min(most, kHalf);
   [[maybe_unused]] static const bool allowed = [&] {
     allow_shared_memory(small_kernel<kType, kTokens>, room);
     return true;
   }();
   const int outputs = args.gated ? kTileRows : kRows;
   const int units = (args.rows + outputs - 1) / outputs;
-  const int slots = kBlocks<kTokens> * how.multiprocessors;
+  const int slots = kWanted<kTokens> * how.multiprocessors;
   args.groups = std::min((units + slots - 1) / slots, kMostWarps);
   const size_t bytes = choose<kType>(args, apart, room);
   assert(bytes <= room);
@@ -298,6 +315,7 @@ void small_mat_vec(const Launch& how, const MatVec& m) {
                   .down = static_cast<int>(SmallTile::down(m.weight.shape[0])),
                   .groups = 0,
                   .slices = 0,
+                  .depth = 0,
                   .panel = 0,
                   .whole = false,
                   .eps = m.eps,
