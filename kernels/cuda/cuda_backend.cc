@@ -288,8 +288,8 @@ void* CudaBackend::operand(const TensorView& x, int64_t rows, const TensorView& 
 }
 
 void CudaBackend::norm_project(const NormProject& args) {
-  const int64_t rows = rows_of(args.x);
-  if (rows <= kMatVecTokens) return mat_vec(chained_, mat_vec_of(args, rows));
+  const MatVec all = mat_vec_of(args, rows_of(args.x));
+  if (mat_vec_takes(all)) return mat_vec(chained_, all);
   project(args, args.weight, 0);
   if (args.apart) project(args, args.apart, args.weight.shape[0]);
 }

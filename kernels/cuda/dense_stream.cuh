@@ -192,6 +192,9 @@ struct Sums {
   }
 };
 
+// Blocks that the rows are divided between where each has one group.
+__host__ __device__ inline int blocks_of(const Args& a) { return (a.rows + kRows - 1) / kRows; }
+
 // Block `block` of those that the rows are divided between. `squares` holds kMatVecTokens *
 // kMostWarps floats.
 __device__ __forceinline__ void run(const Args& a, int block, unsigned char* shared,
@@ -283,9 +286,8 @@ __device__ __forceinline__ void run(const Args& a, int block, unsigned char* sha
   }
 }
 
-inline bool fits(const MatVec& m) {
-  return m.weight.dtype == DType::kBF16 && m.weight.shape[1] % kPiece == 0 &&
-         m.tokens <= kMatVecTokens;
+inline bool fits(const TensorView& weight) {
+  return weight.dtype == DType::kBF16 && weight.shape[1] % kPiece == 0;
 }
 
 // Without what a launcher chooses.

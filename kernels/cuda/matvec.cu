@@ -138,7 +138,7 @@ void multiply_one(const Launch& how, const MatVec& m) {
   const int cols = static_cast<int>(m.weight.shape[1]);
   const int rows = static_cast<int>(m.gated ? m.weight.shape[0] / 2 : m.weight.shape[0]);
   if (fits_small_mat_vec(m)) return small_mat_vec(how, m);
-  if (dense::fits(m)) return launch_stream(how, dense::args_of(m));
+  if (dense::fits(m.weight)) return launch_stream(how, dense::args_of(m));
   const PlainArgs args{.x = m.x,
                        .norm_weight = m.norm_weight,
                        .y = m.y,
@@ -167,9 +167,13 @@ void multiply_one(const Launch& how, const MatVec& m) {
 
 }  // namespace
 
+bool mat_vec_takes(const MatVec& m) {
+  if (m.tokens > mat_vec_tokens(m.weight.dtype)) return false;
+  return !m.apart || m.tokens <= mat_vec_tokens(m.apart.dtype) || fits_small_mat_vec(m);
+}
+
 void mat_vec(const Launch& how, const MatVec& m) {
-  assert(m.tokens >= 1 && m.tokens <= mat_vec_tokens(m.weight.dtype));
-  assert(!(m.gated && m.accumulate));
+  assert(m.tokens >= 1 && mat_vec_takes(m) && !(m.gated && m.accumulate));
   if (!m.apart || fits_small_mat_vec(m)) return multiply_one(how, m);
   MatVec part = m;
   part.apart = {};

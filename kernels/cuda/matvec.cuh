@@ -20,7 +20,7 @@ constexpr int mat_vec_tokens(DType weight) {
 // NormProject.
 struct MatVec {
   const float* x = nullptr;  // [tokens, cols]
-  int tokens = 0;            // 1 to mat_vec_tokens(weight.dtype)
+  int tokens = 0;            // 1 to mat_vec_tokens(weight.dtype), see mat_vec_takes
   bool normalize = false;
   const float* norm_weight = nullptr;  // [cols], or null for ones
   float eps = 0;
@@ -46,6 +46,9 @@ inline MatVec product_apart(const MatVec& m) {
   apart.y_stride = stride_of(m);
   return apart;
 }
+
+// Whether mat_vec has a way for so many tokens.
+bool mat_vec_takes(const MatVec& args);
 
 // Arithmetic is float32 for every type of weight: bfloat16 weights meet activations that are split
 // into two bfloat16 halves, whose products the tensor cores sum in float32, and so do small ones.

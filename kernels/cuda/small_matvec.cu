@@ -144,14 +144,29 @@ __device__ __forceinline__ void finish(const Args& a, const float* partial, cons
   }
 }
 
+// A block of the rows apart, for up to four of the tokens: those behind them are other blocks'.
+template <int kTokens>
+__device__ __forceinline__ void run_apart(const dense::Args& all, int block, unsigned char* shared,
+                                          float* squares) {
+  if constexpr (kTokens <= kMatVecTokens) {
+    dense::run(all, block, shared, squares);
+  } else {
+    const int row_blocks = dense::blocks_of(all), first = block / row_blocks * kMatVecTokens;
+    dense::Args part = all;
+    part.x += int64_t{first} * all.cols;
+    part.y += int64_t{first} * all.y_stride;
+    part.tokens = min(all.tokens - first, kMatVecTokens);
+    dense::run(part, block % row_blocks, shared, squares);
+  }
+}
+
 template <DType kType, int kTokens>
 __global__ void __launch_bounds__(kMostWarps * 32, kResident<kTokens>)
     small_kernel(const __grid_constant__ Args a, const __grid_constant__ dense::Args apart) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ float squares[kTokens * kMostWarps];
-  if constexpr (kTokens <= kMatVecTokens) {
-    if (blockIdx.x >= a.blocks) return dense::run(apart, blockIdx.x - a.blocks, shared, squares);
-  }
+  if (blockIdx.x >= a.blocks)
+    return run_apart<kTokens>(apart, blockIdx.x - a.blocks, shared, squares);
   using Tokens = SmallTokens<kTokens>;
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int n = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
@@ -252,8 +267,12 @@ size_t choose(Args& a, dense::Args& apart, size_t room) {
     if (apart.rows == 0) return bytes;
     apart.groups = 1;
     apart.slices = a.groups * a.slices;
-    const int64_t left = room - apart.slices * dense::kRingBytes - 4 * a.tokens * 32;
-    const size_t apart_bytes = dense::divide(apart, left);
+    dense::Args part = apart;
+    part.tokens = std::min(apart.tokens, kMatVecTokens);
+    const int64_t left = room - apart.slices * dense::kRingBytes - 4 * part.tokens * 32;
+    const size_t apart_bytes = dense::divide(part, left);
+    apart.panel_pieces = part.panel_pieces;
+    apart.panel = part.panel;
     if (apart_bytes <= room || warps == 4) return std::max(bytes, apart_bytes);
   }
 }
@@ -275,7 +294,8 @@ void launch_small(const Launch& how, Args args, dense::Args apart) {
   const size_t bytes = choose<kType>(args, apart, room);
   assert(bytes <= room);
   args.blocks = (units + args.groups - 1) / args.groups;
-  const int blocks_apart = (apart.rows + dense::kRows - 1) / dense::kRows;
+  const int blocks_apart =
+      dense::blocks_of(apart) * ((args.tokens + kMatVecTokens - 1) / kMatVecTokens);
   launch(how,
          {.blocks = static_cast<unsigned>(args.blocks + blocks_apart),
           .threads = static_cast<unsigned>(args.groups * args.slices * 32),
@@ -296,7 +316,7 @@ bool fits_small_mat_vec(const MatVec& m) {
   const int64_t cols = m.weight.shape[1];
   if (!is_quantized(m.weight.dtype) || cols % 4 != 0) return false;
   if (m.gated && m.weight.shape[0] % (2 * kTileRows) != 0) return false;
-  return !m.apart || (dense::fits(product_apart(m)) && cols >= kMostWarps * dense::kPiece);
+  return !m.apart || (dense::fits(m.apart) && cols >= kMostWarps * dense::kPiece);
 }
 
 void small_mat_vec(const Launch& how, const MatVec& m) {

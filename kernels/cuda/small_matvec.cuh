@@ -6,7 +6,7 @@
 namespace gsa::cuda {
 
 // Whether small_mat_vec takes it: columns in vectors of four floats; where gated, the rows of a
-// tile all gate rows or all up rows; rows apart in bfloat16, for up to four tokens, of enough
+// tile all gate rows or all up rows; rows apart in bfloat16, of enough
 // columns for all warps of a block.
 bool fits_small_mat_vec(const MatVec& args);
 
