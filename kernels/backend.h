@@ -131,8 +131,6 @@ class Backend {
 
   // Zeroed device memory, 64-byte aligned; throws with the size asked for where there is none.
   virtual Buffer allocate(size_t bytes) = 0;
-  // Whether matrices of this type can be weights.
-  virtual bool supports(DType dtype) const { return !is_quantized(dtype); }
   // Makes weights usable by the operations: a view of the same memory on a CPU, a copy owned by
   // the backend on a device. The host memory must outlive the backend's use of it.
   virtual TensorView import_weights(const TensorView& host) = 0;

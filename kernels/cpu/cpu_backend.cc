@@ -71,7 +71,6 @@ class CpuBackend final : public Backend {
   int threads() const override { return pool_.threads(); }
 
   Buffer allocate(size_t bytes) override;
-  bool supports(DType) const override { return true; }
   TensorView import_weights(const TensorView& host) override { return host; }
   void upload(const void* host, size_t bytes, void* device) override {
     std::memcpy(device, host, bytes);

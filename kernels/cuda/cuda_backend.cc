@@ -16,6 +16,7 @@
 #include "kernels/cuda/mix_decode.cuh"
 #include "kernels/cuda/read_bandwidth.cuh"
 #include "kernels/cuda/sample.cuh"
+#include "kernels/cuda/small_weights.h"
 #include "kernels/cuda/step_timer.h"
 #include "kernels/cuda/stream_program.h"
 #include "kernels/cuda/uploader.h"
@@ -45,6 +46,18 @@ cudaDeviceProp find_device() {
 // Rows to which a step of n sequences is filled up, so that one recording serves all sizes of its
 // bucket.
 int64_t bucket_of(int64_t n) { return n <= kStreamTokens ? n : (n + 7) / 8 * 8; }
+
+MatVec mat_vec_of(const NormProject& args, int64_t rows) {
+  return {.x = args.x.f32(),
+          .tokens = static_cast<int>(rows),
+          .normalize = true,
+          .norm_weight = static_cast<const float*>(args.norm_weight.data),
+          .eps = static_cast<float>(args.eps),
+          .weight = args.weight,
+          .apart = args.apart,
+          .accumulate = args.accumulate,
+          .y = args.y.f32()};
+}
 
 class CudaBackend final : public Backend {
  public:
@@ -86,6 +99,10 @@ class CudaBackend final : public Backend {
  private:
   using RecordingKey = std::tuple<int64_t, const void*, const void*>;  // rows, model, states
 
+  // Queues the upload of a small matrix, which the stream puts into tiles.
+  void upload_small(const TensorView& host, void* device);
+  // One of the two products of a NormProject, whose columns of y begin at `first`.
+  void project(const NormProject& args, const TensorView& weight, int64_t first);
   void reserve_sampler(const TensorView& logits);
   // The norm of x as the operand of a product with many tokens, in scratch memory.
   void* operand(const TensorView& x, int64_t rows, const TensorView& norm_weight, double eps,
@@ -102,6 +119,8 @@ class CudaBackend final : public Backend {
 
   std::vector<Buffer> weights_;
   std::unique_ptr<Uploader> uploader_;
+  size_t stored_bytes_ = 0;
+  DeviceArray<std::byte> stored_;  // a small matrix that has just been uploaded
 
   StepLimits limits_;
   DeviceStep step_;
@@ -162,13 +181,33 @@ Buffer CudaBackend::allocate(size_t bytes) {
 }
 
 TensorView CudaBackend::import_weights(const TensorView& host) {
-  weights_.push_back(allocate(host.bytes()));
-  if (!uploader_) uploader_ = std::make_unique<Uploader>(stream_.get());
-  uploader_->upload(host.data, host.bytes(), weights_.back().data());
-  if (host.rank == 2) element_bytes_ = std::max(element_bytes_, dtype_bytes(host.dtype));
+  const bool small = is_quantized(host.dtype);
+  weights_.push_back(allocate(small ? small_bytes(host) : host.bytes()));
   TensorView view = host;
   view.data = weights_.back().data();
+  if (!uploader_) uploader_ = std::make_unique<Uploader>(stream_.get());
+  if (small) {
+    upload_small(host, view.data);
+  } else {
+    uploader_->upload(host.data, host.bytes(), view.data);
+  }
+  if (host.rank == 2) {
+    element_bytes_ = std::max(element_bytes_, dtype_bytes(operand_type(host.dtype)));
+    multiplier_->expect(view);
+  }
   return view;
+}
+
+void CudaBackend::upload_small(const TensorView& host, void* device) {
+  if (host.bytes() > stored_bytes_) {
+    stored_ = {};  // waits for what still reads it
+    stored_ = DeviceArray<std::byte>(host.bytes());
+    stored_bytes_ = host.bytes();
+  }
+  TensorView stored = host;
+  stored.data = stored_.get();
+  uploader_->upload(host.data, host.bytes(), stored.data);
+  pack_small(alone_, stored, device);
 }
 
 void CudaBackend::upload(const void* host, size_t bytes, void* device) {
@@ -192,6 +231,9 @@ void CudaBackend::fill(float* device, int64_t count, float value) {
 void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) {
   uploader_.reset();  // all weights are there
   synchronize();
+  stored_ = {};
+  stored_bytes_ = 0;
+  if (std::max(limits.tokens, limits.logit_rows) > kSmallMatVecTokens) multiplier_->reserve();
   recordings_.clear();
   limits_ = limits;
   step_.reserve(limits);
@@ -274,23 +316,30 @@ void* CudaBackend::operand(const TensorView& x, int64_t rows, const TensorView& 
 
 void CudaBackend::norm_project(const NormProject& args) {
   if (program_) program_->norm_project(args);
-  const int64_t rows = rows_of(args.x);
-  if (rows <= kMatVecTokens) {
-    return mat_vec(chained_, {.x = args.x.f32(),
-                              .tokens = static_cast<int>(rows),
-                              .normalize = true,
-                              .norm_weight = static_cast<const float*>(args.norm_weight.data),
-                              .eps = static_cast<float>(args.eps),
-                              .weight = args.weight,
-                              .accumulate = args.accumulate,
-                              .y = args.y.f32()});
+  const MatVec all = mat_vec_of(args, rows_of(args.x));
+  if (mat_vec_takes(all)) return mat_vec(chained_, all);
+  project(args, args.weight, 0);
+  if (args.apart) project(args, args.apart, args.weight.shape[0]);
+}
+
+void CudaBackend::project(const NormProject& args, const TensorView& weight, int64_t first) {
+  const int64_t rows = rows_of(args.x), stride = args.y.shape[1];
+  float* y = args.y.f32() + first;
+  if (rows <= mat_vec_tokens(weight.dtype)) {
+    MatVec part = mat_vec_of(args, rows);
+    part.weight = weight;
+    part.apart = {};
+    part.y = y;
+    part.y_stride = static_cast<int>(stride);
+    return mat_vec(chained_, part);
   }
-  const void* x = operand(args.x, rows, args.norm_weight, args.eps, args.weight.dtype);
+  const void* x = operand(args.x, rows, args.norm_weight, args.eps, operand_type(weight.dtype));
   multiplier_->multiply(stream_.get(), {.x = x,
                                         .tokens = rows,
-                                        .weight = args.weight,
+                                        .weight = weight,
                                         .accumulate = args.accumulate,
-                                        .y = args.y.data});
+                                        .y = y,
+                                        .y_stride = stride});
 }
 
 void CudaBackend::convolve(const Convolve& args) {
@@ -323,7 +372,7 @@ void CudaBackend::mix(const Mix& args) {
 void CudaBackend::gated_mlp(const GatedMlp& args) {
   if (program_) program_->gated_mlp(args);
   const int64_t rows = rows_of(args.x), F = args.hidden.shape[1];
-  if (rows <= kMatVecTokens) {
+  if (rows <= mat_vec_tokens(args.gate_up.dtype)) {
     mat_vec(chained_, {.x = args.x.f32(),
                        .tokens = static_cast<int>(rows),
                        .normalize = true,
@@ -338,7 +387,7 @@ void CudaBackend::gated_mlp(const GatedMlp& args) {
                               .accumulate = true,
                               .y = args.x.f32()});
   }
-  const DType type = args.gate_up.dtype;
+  const DType type = operand_type(args.gate_up.dtype);
   const void* x = operand(args.x, rows, args.norm_weight, args.eps, type);
   multiplier_->multiply(
       stream_.get(),

@@ -3,293 +3,24 @@
 #include <algorithm>
 #include <cassert>
 
+#include "kernels/cuda/dense_stream.cuh"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/small_matvec.cuh"
+#include "kernels/cuda/small_tiles.cuh"
 
 namespace gsa::cuda {
 namespace {
 
-// The streaming kernel. A warp owns kTiles tiles of 8 rows and a slice of the columns; the warps of
-// a block that have the same rows add up their sums at the end. A warp copies pieces of 64 columns,
-// a line of memory of each row, into a ring of its own in shared memory, kDepth pieces ahead of
-// their use: warps need not wait for each other, and the copies are under way before the
-// activations are known.
-constexpr int kMostWarps = 16;
-constexpr int kTiles = 2;
-constexpr int kTileRows = 8;
-constexpr int kRows = kTiles * kTileRows;  // of a warp
-constexpr int kPiece = 64;                 // columns
-constexpr int kDepth = 3;
-constexpr int kTileVectors = kTileRows * kPiece / 8;                        // of 16 bytes
-constexpr size_t kRingBytes = size_t{kDepth} * kTiles * kTileVectors * 16;  // of a warp
-constexpr int64_t kActivationBytes = 32 * 1024;
-
-struct Args {
-  const float* x;
-  const float* norm_weight;
-  const __nv_bfloat16* weight;
-  float* y;
-  int tokens, rows, cols;
-  int groups;        // of rows in a block; the other factor of its warps is the number of slices
-  int slices;        // of the columns
-  int panel_pieces;  // of each slice whose activations stand in shared memory at a time
-  int panel;         // the same as columns of all slices
-  float eps;
-  bool normalize, gated, accumulate;
-};
-
-__device__ __forceinline__ void mma(const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                    float (&d)[4]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Activations of a panel of columns in shared memory: two bfloat16 planes whose sum is the value.
-// The row pitch leaves neighbouring tokens in different banks.
-struct Panel {
-  __nv_bfloat16* hi;
-  __nv_bfloat16* lo;
-  int pitch;
-
-  __device__ Panel(unsigned char* memory, int tokens, int panel)
-      : hi(reinterpret_cast<__nv_bfloat16*>(memory)), lo(nullptr), pitch(panel + 32) {
-    lo = hi + tokens * pitch;
-  }
-};
-
-__device__ __forceinline__ int slice_begin(const Args& a, int slice) {
-  return a.cols / kPiece * slice / a.slices;
-}
-
-// Loads panel `p` of all tokens times the norm's weight, and adds up the squares of the plain
-// values: squares[t * kMostWarps + w] is the sum of warp w over all panels.
-__device__ __forceinline__ void load_panel(const Args& a, int p, const Panel& panel,
-                                           float* squares) {
-  const bool whole = a.panel >= a.cols;
-  const int width = a.panel_pieces * kPiece;  // of a slice
-  const int columns = whole ? a.cols : a.panel;
-  float sums[kMatVecTokens] = {};
-  for (int c = threadIdx.x * 4; c < columns; c += blockDim.x * 4) {
-    int column = c;
-    if (!whole) {
-      const int slice = c / width;
-      column = (slice_begin(a, slice) + p * a.panel_pieces) * kPiece + c - slice * width;
-      if (column >= slice_begin(a, slice + 1) * kPiece) continue;
-    }
-    float4 w = make_float4(1, 1, 1, 1);
-    if (a.norm_weight != nullptr) {
-      w = __ldg(reinterpret_cast<const float4*>(a.norm_weight + column));
-    }
-    float4 x[kMatVecTokens];  // all asked for before the first is used
-#pragma unroll
-    for (int t = 0; t < kMatVecTokens; ++t) {
-      if (t >= a.tokens) break;
-      x[t] = *reinterpret_cast<const float4*>(a.x + int64_t{t} * a.cols + column);
-    }
-#pragma unroll
-    for (int t = 0; t < kMatVecTokens; ++t) {
-      if (t >= a.tokens) break;
-      sums[t] += x[t].x * x[t].x + x[t].y * x[t].y + x[t].z * x[t].z + x[t].w * x[t].w;
-      const float v[4] = {x[t].x * w.x, x[t].y * w.y, x[t].z * w.z, x[t].w * w.w};
-      __nv_bfloat16 hi[4], lo[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        hi[i] = __float2bfloat16_rn(v[i]);
-        lo[i] = __float2bfloat16_rn(v[i] - __bfloat162float(hi[i]));
-      }
-      *reinterpret_cast<uint2*>(panel.hi + t * panel.pitch + c) = *reinterpret_cast<uint2*>(hi);
-      *reinterpret_cast<uint2*>(panel.lo + t * panel.pitch + c) = *reinterpret_cast<uint2*>(lo);
-    }
-  }
-  if (!a.normalize) return;
-#pragma unroll
-  for (int t = 0; t < kMatVecTokens; ++t) {
-    if (t >= a.tokens) break;
-    const float sum = warp_sum(sums[t]);
-    if (threadIdx.x % 32 != 0) continue;
-    float& total = squares[t * kMostWarps + threadIdx.x / 32];
-    total = p > 0 ? total + sum : sum;
-  }
-}
-
-// A warp's weights on their way through its ring. A lane copies 16 bytes of rows lane / 8 and
-// lane / 8 + 4 of each tile; odd rows have the halves of their line swapped, so that the rows that
-// are read together lie in different banks.
-class Stream {
- public:
-  // `row(r)` points to the slice of row r of the warp's 16.
-  template <typename Row>
-  __device__ Stream(uint4* ring, int pieces, const Row& row) : ring_(ring), left_(pieces) {
-    const int lane = threadIdx.x % 32, r = lane / 8, c = lane % 8;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) from_[i] = row(r + 4 * i) + c;
-    to_ = ring + r * 8 + (c ^ (r % 2 * 4));
-    const int g = lane / 4, j = lane % 4;
-    at_ = ring + g * 8 + (j ^ (g % 2 * 4));
-#pragma unroll
-    for (int i = 0; i < kDepth; ++i) ask(i, i);
-    advance();
-  }
-
-  // Waits for the next piece.
-  __device__ __forceinline__ void wait() const {
-    copy_wait<kDepth - 1>();
-    __syncwarp();
-  }
-  // This lane's weights of half a piece.
-  __device__ __forceinline__ void take(int place, int half, uint4 (&w)[kTiles]) const {
-    const uint4* at = half == 0 ? at_ : ring_ + ((at_ - ring_) ^ 4);
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) w[t] = at[(place * kTiles + t) * kTileVectors];
-  }
-  // The piece in the place has been taken: asks for the one that takes its place.
-  __device__ __forceinline__ void refill(int place) {
-    __syncwarp();
-    ask(place, place);
-  }
-  // All places have been taken once.
-  __device__ __forceinline__ void advance() {
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) from_[i] += kDepth * kLine;
-    left_ -= kDepth;
-  }
-
- private:
-  static constexpr int kParts = kRows / 4;
-  static constexpr int kLine = kPiece / 8;  // vectors of a row in a piece
-
-  __device__ __forceinline__ void ask(int place, int ahead) {
-    if (ahead < left_) {
-#pragma unroll
-      for (int i = 0; i < kParts; ++i) {
-        copy_async(to_ + place * kTiles * kTileVectors + i * 4 * 8, from_[i] + ahead * kLine);
-      }
-    }
-    copy_commit();
-  }
-
-  const uint4* from_[kParts];  // of the piece after those asked for
-  uint4* to_;                  // in the first place
-  const uint4* ring_;
-  const uint4* at_;  // of the first half in the first place
-  int left_;         // pieces not yet asked for
-};
-
-struct Sums {
-  float v[kTiles][4] = {};
-
-  // Adds the products of half a piece: the high halves of the tokens are rows 0 to 7 of a
-  // fragment, the low ones rows 8 to 15.
-  __device__ __forceinline__ void add(const uint4 (&w)[kTiles], const __nv_bfloat16* hi,
-                                      const __nv_bfloat16* lo, int tokens) {
-    uint4 h = {}, l = {};
-    if (static_cast<int>(threadIdx.x % 32 / 4) < tokens) {
-      h = *reinterpret_cast<const uint4*>(hi);
-      l = *reinterpret_cast<const uint4*>(lo);
-    }
-    const uint32_t first[4] = {h.x, l.x, h.y, l.y}, second[4] = {h.z, l.z, h.w, l.w};
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) mma(first, w[t].x, w[t].y, v[t]);
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) mma(second, w[t].z, w[t].w, v[t]);
-  }
-};
-
-__global__ void __launch_bounds__(kMostWarps * 32, 2)
-    stream_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(dense::kMostWarps * 32, 2)
+    stream_kernel(const __grid_constant__ dense::Args a) {
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ float squares[kMatVecTokens * kMostWarps];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int warps = blockDim.x / 32;
-  const int g = lane / 4, j = lane % 4;
-  const int group = warp / a.slices, slice = warp % a.slices;
-  const int first_piece = slice_begin(a, slice);
-  const int pieces = slice_begin(a, slice + 1) - first_piece;
-  grid_release();
-
-  // A gated block's tiles are gate rows and the up rows that belong to them. Rows past the end
-  // repeat the last one.
-  const int first_row = (blockIdx.x * a.groups + group) * (a.gated ? kTileRows : kRows);
-  Stream stream(reinterpret_cast<uint4*>(shared + warp * kRingBytes), pieces, [&](int r) {
-    const int row = a.gated ? min(first_row + r % kTileRows, a.rows - 1) + r / kTileRows * a.rows
-                            : min(first_row + r, a.rows - 1);
-    return reinterpret_cast<const uint4*>(a.weight + int64_t{row} * a.cols + first_piece * kPiece);
-  });
-  const Panel panel(shared + warps * kRingBytes, a.tokens, a.panel);
-  if (a.norm_weight != nullptr) {
-    for (int c = threadIdx.x * 32; c < a.cols; c += blockDim.x * 32) prefetch(a.norm_weight + c);
-  }
-  grid_wait();
-
-  Sums sums;
-  const int most_pieces = (a.cols / kPiece + a.slices - 1) / a.slices;
-  for (int p = 0; p * a.panel_pieces < most_pieces; ++p) {
-    if (p > 0) __syncthreads();
-    load_panel(a, p, panel, squares);
-    __syncthreads();
-    const int column = (a.panel >= a.cols ? first_piece : slice * a.panel_pieces) * kPiece;
-    const __nv_bfloat16* hi = panel.hi + g * panel.pitch + column + j * 8;
-    const __nv_bfloat16* lo = hi + (panel.lo - panel.hi);
-    const int end = min((p + 1) * a.panel_pieces, pieces);
-    for (int piece = p * a.panel_pieces; piece < end; piece += kDepth) {
-#pragma unroll
-      for (int i = 0; i < kDepth; ++i) {
-        if (piece + i >= end) break;
-        stream.wait();
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int column = i * kPiece + half * kPiece / 2;
-          uint4 w[kTiles];
-          stream.take(i, half, w);
-          sums.add(w, hi + column, lo + column, a.tokens);
-        }
-        stream.refill(i);
-      }
-      hi += kDepth * kPiece;
-      lo += kDepth * kPiece;
-      stream.advance();
-    }
-  }
-
-  // The slices meet in shared memory: [warp][token][row of the warp].
-  copy_wait<0>();
-  __syncthreads();
-  float* partial = reinterpret_cast<float*>(shared);
-  if (g < a.tokens) {
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const float(&s)[4] = sums.v[tile];
-      *reinterpret_cast<float2*>(partial + (warp * a.tokens + g) * kRows + tile * kTileRows +
-                                 2 * j) = make_float2(s[0] + s[2], s[1] + s[3]);
-    }
-  }
-  __syncthreads();
-  const int outputs = a.gated ? kTileRows : kRows;
-  for (int o = threadIdx.x; o < a.tokens * a.groups * kRows; o += blockDim.x) {
-    const int r = o % kRows, t = o / kRows % a.tokens, from_group = o / kRows / a.tokens;
-    const int row = (blockIdx.x * a.groups + from_group) * outputs + r;
-    if (r >= outputs || row >= a.rows) continue;
-    float* y = a.y + int64_t{t} * a.rows + row;
-    const float before = a.accumulate ? *y : 0.0f;
-    float sum = 0, up = 0, norm = 0;
-    const float* from = partial + (from_group * a.slices * a.tokens + t) * kRows + r;
-    for (int s = 0; s < a.slices; ++s, from += a.tokens * kRows) {
-      sum += from[0];
-      if (a.gated) up += from[kTileRows];
-    }
-    if (a.normalize) {
-      for (int w = 0; w < warps; ++w) norm += squares[t * kMostWarps + w];
-    }
-    // The norm's scale commutes with the product.
-    const float scale = a.normalize ? rsqrtf(norm / a.cols + a.eps) : 1.0f;
-    *y = a.gated ? silu(sum * scale) * (up * scale) : before + sum * scale;
-  }
+  __shared__ float squares[kMatVecTokens * dense::kMostWarps];
+  dense::run(a, blockIdx.x, shared, squares);
 }
 
-void launch_stream(const Launch& how, Args args) {
-  constexpr size_t kPanelBytes = 38 * 1024;  // at most, what panel_pieces below comes to
+void launch_stream(const Launch& how, dense::Args args) {
+  using namespace dense;
+  constexpr size_t kPanelBytes = 38 * 1024;  // at most, what divide() makes of it
   const size_t room = std::min(how.shared_limit - sizeof(float) * kMatVecTokens * kMostWarps,
                                kMostWarps * kRingBytes + kPanelBytes);
   [[maybe_unused]] static const bool allowed = [&] {
@@ -304,22 +35,11 @@ void launch_stream(const Launch& how, Args args) {
   args.groups = std::min((groups + slots - 1) / slots, most_warps);
   const int warps_wanted = std::min(args.tokens <= 2 ? kMostWarps : kMostWarps * 3 / 4, most_warps);
   args.slices = std::clamp(warps_wanted / args.groups, 1, args.cols / kPiece);
-  // Panels but the last are a multiple of the ring, so that each begins at the ring's first place.
-  const int pieces = (args.cols / kPiece + args.slices - 1) / args.slices;
-  const int most = static_cast<int>(kActivationBytes / 4 / args.tokens) / (args.slices * kPiece);
-  args.panel_pieces = std::max(most / kDepth, 1) * kDepth;
-  args.panel = args.slices * args.panel_pieces * kPiece;
-  if (args.cols * args.tokens * 4 <= kActivationBytes) {
-    args.panel_pieces = pieces;
-    args.panel = args.cols;
-  }
-  const int warps = args.groups * args.slices;
-  const size_t bytes = warps * std::max<size_t>(kRingBytes, size_t{4} * args.tokens * kRows) +
-                       size_t{4} * args.tokens * (args.panel + 32);
+  const size_t bytes = divide(args);
   assert(bytes <= room);
   launch(how,
          {.blocks = static_cast<unsigned>((groups + args.groups - 1) / args.groups),
-          .threads = static_cast<unsigned>(warps * 32),
+          .threads = static_cast<unsigned>(args.groups * args.slices * 32),
           .shared_bytes = bytes},
          stream_kernel, args);
 }
@@ -329,7 +49,7 @@ struct PlainArgs {
   const float* x;
   const float* norm_weight;
   float* y;
-  int tokens, rows, cols;
+  int tokens, rows, cols, y_stride;
   float eps;
   bool normalize, gated, accumulate;
 };
@@ -338,8 +58,28 @@ constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) plain_kernel(PlainArgs a, const T* weight) {
-  __shared__ float scale[kMatVecTokens];
+struct DenseWeight {
+  const T* weight;
+  int cols;
+
+  __device__ float operator()(int row, int col) const {
+    return to_float(weight[int64_t{row} * cols + col]);
+  }
+};
+
+template <DType kType>
+struct SmallWeight {
+  const unsigned char* tiles;
+  int across;
+
+  __device__ float operator()(int row, int col) const {
+    return small_weight<kType>(tiles, across, row, col);
+  }
+};
+
+template <typename W>
+__global__ void __launch_bounds__(kThreads) plain_kernel(PlainArgs a, W weight) {
+  __shared__ float scale[kSmallMatVecTokens];
   __shared__ float scratch[kWarps];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   grid_release();
@@ -356,74 +96,90 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(PlainArgs a, const T* w
   }
   const int row = blockIdx.x * kWarps + warp;
   if (row >= a.rows) return;
-  const auto dot = [&](const T* w, int t) {
+  const auto dot = [&](int row, int t) {
     const float* x = a.x + int64_t{t} * a.cols;
     float sum = 0;
 #pragma unroll 8
     for (int c = lane; c < a.cols; c += 32) {
       const float norm = a.norm_weight == nullptr ? 1.0f : a.norm_weight[c];
-      sum += to_float(w[c]) * (x[c] * norm);
+      sum += weight(row, c) * (x[c] * norm);
     }
     return warp_sum(sum) * (a.normalize ? scale[t] : 1.0f);
   };
   for (int t = 0; t < a.tokens; ++t) {
-    float value = dot(weight + int64_t{row} * a.cols, t);
-    if (a.gated) value = silu(value) * dot(weight + int64_t{row + a.rows} * a.cols, t);
+    float value = dot(row, t);
+    if (a.gated) value = silu(value) * dot(row + a.rows, t);
     if (lane != 0) continue;
-    float* y = a.y + int64_t{t} * a.rows + row;
+    float* y = a.y + int64_t{t} * a.y_stride + row;
     *y = a.accumulate ? *y + value : value;
   }
 }
 
-template <typename T>
-void launch_plain(const Launch& how, const PlainArgs& args, const void* weight) {
+template <typename W>
+void launch_plain(const Launch& how, const PlainArgs& args, const W& weight) {
   const unsigned blocks = (args.rows + kWarps - 1) / kWarps;
-  launch(how, {.blocks = blocks, .threads = kThreads}, plain_kernel<T>, args,
-         static_cast<const T*>(weight));
+  launch(how, {.blocks = blocks, .threads = kThreads}, plain_kernel<W>, args, weight);
 }
 
-}  // namespace
+template <typename T>
+void launch_dense(const Launch& how, const PlainArgs& args, const void* weight) {
+  launch_plain(how, args, DenseWeight<T>{static_cast<const T*>(weight), args.cols});
+}
 
-void mat_vec(const Launch& how, const MatVec& m) {
+template <DType kType>
+void launch_small(const Launch& how, const PlainArgs& args, const void* weight) {
+  launch_plain(how, args,
+               SmallWeight<kType>{static_cast<const unsigned char*>(weight),
+                                  static_cast<int>(SmallTile::across(args.cols))});
+}
+
+// One weight.
+void multiply_one(const Launch& how, const MatVec& m) {
   const int cols = static_cast<int>(m.weight.shape[1]);
   const int rows = static_cast<int>(m.gated ? m.weight.shape[0] / 2 : m.weight.shape[0]);
-  assert(m.tokens >= 1 && m.tokens <= kMatVecTokens && !(m.gated && m.accumulate));
-  if (m.weight.dtype == DType::kBF16 && cols % kPiece == 0) {
-    return launch_stream(how, {.x = m.x,
-                               .norm_weight = m.norm_weight,
-                               .weight = static_cast<const __nv_bfloat16*>(m.weight.data),
-                               .y = m.y,
-                               .tokens = m.tokens,
-                               .rows = rows,
-                               .cols = cols,
-                               .groups = 0,
-                               .slices = 0,
-                               .panel_pieces = 0,
-                               .panel = 0,
-                               .eps = m.eps,
-                               .normalize = m.normalize,
-                               .gated = m.gated,
-                               .accumulate = m.accumulate});
-  }
+  if (fits_small_mat_vec(m)) return small_mat_vec(how, m);
+  if (dense::fits(m.weight)) return launch_stream(how, dense::args_of(m));
   const PlainArgs args{.x = m.x,
                        .norm_weight = m.norm_weight,
                        .y = m.y,
                        .tokens = m.tokens,
                        .rows = rows,
                        .cols = cols,
+                       .y_stride = stride_of(m),
                        .eps = m.eps,
                        .normalize = m.normalize,
                        .gated = m.gated,
                        .accumulate = m.accumulate};
   switch (m.weight.dtype) {
     case DType::kF32:
-      return launch_plain<float>(how, args, m.weight.data);
+      return launch_dense<float>(how, args, m.weight.data);
     case DType::kF16:
-      return launch_plain<__half>(how, args, m.weight.data);
+      return launch_dense<__half>(how, args, m.weight.data);
+    case DType::kQ8:
+      return launch_small<DType::kQ8>(how, args, m.weight.data);
+    case DType::kQ4:
+      return launch_small<DType::kQ4>(how, args, m.weight.data);
     default:
       assert(m.weight.dtype == DType::kBF16);
-      return launch_plain<__nv_bfloat16>(how, args, m.weight.data);
+      return launch_dense<__nv_bfloat16>(how, args, m.weight.data);
   }
+}
+
+}  // namespace
+
+bool mat_vec_takes(const MatVec& m) {
+  if (m.tokens > mat_vec_tokens(m.weight.dtype)) return false;
+  return !m.apart || m.tokens <= mat_vec_tokens(m.apart.dtype) || fits_small_mat_vec(m);
+}
+
+void mat_vec(const Launch& how, const MatVec& m) {
+  assert(m.tokens >= 1 && mat_vec_takes(m) && !(m.gated && m.accumulate));
+  if (!m.apart || fits_small_mat_vec(m)) return multiply_one(how, m);
+  MatVec part = m;
+  part.apart = {};
+  part.y_stride = stride_of(m);
+  multiply_one(how, part);
+  multiply_one(how, product_apart(m));
 }
 
 }  // namespace gsa::cuda

@@ -47,10 +47,6 @@ GsaModel::GsaModel(const GsaConfig& config, const ModelWeights& weights, Backend
   int64_t done = 0;
   const auto import = [&](TensorView& tensor) {
     if (!tensor) return;
-    if (!backend.supports(tensor.dtype)) {
-      throw Error("{} weights do not run on {}, expected f32, f16 or bf16 ones, or --device cpu",
-                  dtype_name(tensor.dtype), backend.name());
-    }
     tensor = backend.import_weights(tensor);
     done += static_cast<int64_t>(tensor.bytes());
     if (progress) progress(done, total);

@@ -1,7 +1,9 @@
 // How long the forward pass of one step takes, without engine and sampling: steps of a published
-// size on random bf16 weights, queued one after the other.
+// size on random weights, queued one after the other.
 //
-//   step_benchmark CONFIG.json DEVICE [Google Benchmark's flags]
+//   step_benchmark CONFIG.json DEVICE [TYPE] [Google Benchmark's flags]
+//
+// TYPE is f32, f16, bf16 (where none is given), q8 or q4.
 //
 // decode/B: one token for each of B sequences; the counters say what share of the read bandwidth,
 // measured at the start, weights and states come to. prefill/T: T tokens of one sequence.
@@ -13,6 +15,7 @@
 #include <iterator>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "checkpoint/config.h"
@@ -29,9 +32,9 @@ constexpr int64_t kPrompt = 2048;
 
 class Steps {
  public:
-  Steps(const std::string& config_path, const std::string& device)
+  Steps(const std::string& config_path, const std::string& device, DType type)
       : config_(read_config(config_path)),
-        weights_(make_random_weights(config_, DType::kBF16, 1)),
+        weights_(make_random_weights(config_, type, 1)),
         backend_(make_backend(device, 0)),
         bandwidth_(backend_->measure_read_bandwidth()),
         states_(config_, *backend_, kSequences),
@@ -93,16 +96,23 @@ class Steps {
   std::vector<StateHandle> handles_;
 };
 
+DType type_named(std::string_view name) {
+  for (DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4}) {
+    if (dtype_name(type) == name) return type;
+  }
+  throw Error("type {}: expected f32, f16, bf16, q8 or q4", name);
+}
+
 }  // namespace
 }  // namespace gsa
 
 int main(int argc, char** argv) try {
   benchmark::Initialize(&argc, argv);
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: step_benchmark CONFIG.json cpu|cuda [--benchmark_...]\n");
+  if (argc != 3 && argc != 4) {
+    std::fprintf(stderr, "usage: step_benchmark CONFIG.json cpu|cuda [TYPE] [--benchmark_...]\n");
     return 2;
   }
-  gsa::Steps steps(argv[1], argv[2]);
+  gsa::Steps steps(argv[1], argv[2], gsa::type_named(argc == 4 ? argv[3] : "bf16"));
   const auto decode = [&](benchmark::State& state) { steps.decode(state); };
   const auto prefill = [&](benchmark::State& state) { steps.prefill(state); };
   benchmark::RegisterBenchmark("decode", decode)

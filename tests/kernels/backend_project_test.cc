@@ -111,7 +111,7 @@ class NormProjectCase {
 
 TEST_P(BackendProducts, NormProjectAgreesWithTheEquation) {
   const std::vector<int64_t> all = {1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 70, 200};
-  const std::vector<int64_t> few = {1, 4, 8, 9, 17};
+  const std::vector<int64_t> few = {1, 4, 8, 9, 16, 17};
   for (const Product& p :
        {Product{40, 33, true, false, all}, Product{100, 75, false, true, all},
         Product{256, 100, true, true, all}, Product{256, 520, false, false, few},
@@ -121,10 +121,70 @@ TEST_P(BackendProducts, NormProjectAgreesWithTheEquation) {
     for (int64_t rows : p.rows) {
       for (const StepData& data : steps_of(rows)) {
         EXPECT_LT(product.worst_error(data),
-                  test::tolerance(device(), dtype(), test::product_form(rows)))
+                  test::tolerance(device(), dtype(), test::product_form(dtype(), rows)))
             << rows << " rows in " << data.segments.size() << " segments, " << p.columns << " -> "
             << p.out << (p.norm_weight ? ", normed" : "") << (p.accumulate ? ", added" : "");
       }
+    }
+  }
+}
+
+// Columns [begin, end) of rows of `columns` numbers.
+template <typename T>
+std::vector<T> columns_of(const std::vector<T>& values, int64_t columns, int64_t begin,
+                          int64_t end) {
+  std::vector<T> found;
+  for (size_t row = 0; row < values.size(); row += columns) {
+    found.insert(found.end(), values.begin() + row + begin, values.begin() + row + end);
+  }
+  return found;
+}
+
+TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthers) {
+  struct Parts {
+    DType fine;
+    int64_t columns, first, behind;
+  };
+  for (const Parts& p : {Parts{DType::kF32, 256, 33, 20}, Parts{DType::kF16, 256, 72, 20},
+                         Parts{DType::kBF16, 256, 33, 20}, Parts{DType::kBF16, 1024, 72, 40}}) {
+    const auto backend = this->backend();
+    const int64_t D = p.columns, out = p.first + p.behind;
+    Random random(static_cast<uint32_t>(out));
+    const Weights weight(*backend, dtype(), {p.first, D}, matrix(random, p.first, D));
+    const Weights apart(*backend, p.fine, {p.behind, D}, matrix(random, p.behind, D));
+    DeviceArray x(*backend, kMostRows, D), y(*backend, kMostRows, out);
+    reserve_for(*backend, D, D);
+    for (int64_t rows : {1, 3, 9, 16, 40}) {
+      const std::vector<float> values = random.normal(rows * D);
+      x.set(values);
+      const StepData data = StepData::prompt(rows);
+      test::run_step(*backend, data.step(), [&] {
+        backend->norm_project({.x = x.view(rows),
+                               .norm_weight = {},
+                               .eps = 1e-6,
+                               .weight = weight.device,
+                               .apart = apart.device,
+                               .y = y.view(rows)});
+      });
+      Doubles expected;
+      for (int64_t t = 0; t < rows; ++t) {
+        const Doubles normed = test::rms_norm(row_of(values, t, D), {}, 1e-6);
+        for (const Weights* w : {&weight, &apart}) {
+          const Doubles part = test::product(w->host, normed);
+          expected.insert(expected.end(), part.begin(), part.end());
+        }
+      }
+      const std::vector<float> found = y.get(rows);
+      const auto error = [&](int64_t begin, int64_t end) {
+        return test::worst_row_error(columns_of(found, out, begin, end),
+                                     columns_of(expected, out, begin, end), end - begin);
+      };
+      const auto bound = [&](DType type) {
+        return test::tolerance(device(), type, test::product_form(type, rows));
+      };
+      EXPECT_LT(error(0, p.first), bound(dtype())) << rows << " rows of " << D << " columns";
+      EXPECT_LT(error(p.first, out), bound(p.fine))
+          << rows << " rows of " << D << " columns, " << dtype_name(p.fine);
     }
   }
 }
@@ -163,7 +223,7 @@ class GatedMlpCase {
     reserve_for(backend, D, F);
   }
 
-  // Against the equation with activations stored as `type`: three roundings in a row to 16 bits can
+  // Against the equation with operands stored as `type`: three roundings in a row to 16 bits can
   // differ by 1% from the plain equation in a row of few columns, which would hide mistakes.
   double worst_error(const StepData& data, DType type) {
     const int64_t rows = static_cast<int64_t>(data.tokens.size());
@@ -211,9 +271,10 @@ TEST_P(BackendProducts, GatedMlpAgreesWithTheEquation) {
     GatedMlpCase mlp(*backend, dtype(), s.D, s.F, s.norm_weight);
     for (int64_t rows : s.rows) {
       for (const StepData& data : steps_of(rows)) {
-        const test::Form form = test::product_form(rows);
+        const test::Form form = test::product_form(dtype(), rows);
         const bool narrow = device() == "cuda" && form == test::Form::kWide;
-        EXPECT_LT(mlp.worst_error(data, narrow ? dtype() : DType::kF32),
+        const DType stored = is_quantized(dtype()) ? DType::kBF16 : dtype();
+        EXPECT_LT(mlp.worst_error(data, narrow ? stored : DType::kF32),
                   test::tolerance(device(), dtype(), form))
             << rows << " rows in " << data.segments.size() << " segments, D " << s.D << ", F "
             << s.F;

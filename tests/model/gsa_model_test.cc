@@ -5,7 +5,6 @@
 
 #include "kernels/error.h"
 #include "tests/support/devices.h"
-#include "tests/support/error_of.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/reference_model.h"
 
@@ -21,9 +20,11 @@ using test::Runner;
 // each; two layers of exponentials amplify that by about ten. On the GPU, steps of one token are
 // float32 too, in another order; steps of more multiply as TF32 or, for 16-bit weights, by
 // activations rounded to bf16, which amounts to what a bf16 run of the training library differs by.
+// Small weights are rounded to bf16 as well there, which is sqrt(2) times that.
 double tolerance(const std::string& device, DType dtype, int64_t step_tokens) {
   if (device == "cpu") return 2e-5;
   if (step_tokens == 1) return 1e-4;
+  if (is_quantized(dtype)) return 1.3e-2;
   return dtype == DType::kF32 ? 2e-3 : 0.9e-2;
 }
 
@@ -176,22 +177,6 @@ TEST(GsaModel, GivesTheSameBitsForWideLayersHoweverTheyAreComputed) {
     for (int64_t step_tokens : {4, 11, 12, 13, 97, 110}) {
       Runner run(config, random.weights, 2, step_tokens);
       EXPECT_EQ(run.logits(*run.states.acquire(), tokens), logits) << step_tokens << " a step";
-    }
-  }
-}
-
-TEST_P(GsaModelOn, NamesTheTypeOfWeightsThatItDoesNotSupport) {
-  const auto backend = this->backend();
-  const GsaConfig config = shape(2, 2, 8, 8, 8);
-  for (DType type : {DType::kQ8, DType::kQ4}) {
-    const RandomWeights random = lively_weights(config, 19, type);
-    const StepLimits limits{.tokens = 2, .segments = 2, .logit_rows = 2};
-    if (backend->supports(type)) {
-      EXPECT_NO_THROW(GsaModel(config, random.weights, *backend, limits));
-    } else {
-      const std::string start = std::string(dtype_name(type)) + " weights do not run on cuda";
-      EXPECT_THAT(test::error_of([&] { GsaModel(config, random.weights, *backend, limits); }),
-                  testing::StartsWith(start));
     }
   }
 }

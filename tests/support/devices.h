@@ -53,7 +53,9 @@ inline std::vector<DeviceType> device_types() {
 // The same with the types that only large matrices have.
 inline std::vector<DeviceType> matrix_types() {
   std::vector<DeviceType> all = device_types();
-  for (DType dtype : {DType::kQ8, DType::kQ4}) all.push_back({"cpu", dtype});
+  for (const std::string& device : kDevices) {
+    for (DType dtype : {DType::kQ8, DType::kQ4}) all.push_back({device, dtype});
+  }
   return all;
 }
 
@@ -93,28 +95,32 @@ class DeviceTypeTest : public testing::TestWithParam<DeviceType> {
 // How an operation is computed, as far as that decides how exact it can be.
 enum class Form {
   kExact,    // copies and widens
-  kProduct,  // sums of products of weights, for so many rows as matrix-vector kernels take (4)
+  kProduct,  // sums of products of weights, for so many rows as matrix-vector kernels take
   kWide,     // the same for more rows
   kDecode,   // the recurrence, one token of each sequence
   kChunk,    // the recurrence over several tokens of a sequence
 };
 
-inline Form product_form(int64_t rows) { return rows <= 4 ? Form::kProduct : Form::kWide; }
+inline Form product_form(DType dtype, int64_t rows) {
+  return rows <= (is_quantized(dtype) ? 16 : 4) ? Form::kProduct : Form::kWide;
+}
 
 // The largest relative error (norm of the difference by norm of what is right, of any one row) that
 // the arithmetic of the form can give; weights are exact in both, whatever their type.
 //
 // float32 sums of n products whose roundings are independent err by about sqrt(n) 2^-25, which is
 // 1.4e-6 for n = 2048, less where vector lanes sum apart; SiLU, norms and the recurrence add a few
-// 2^-24. On the GPU, above 4 rows: 32-bit weights are multiplied as TF32 (11 bits of significand:
-// 2^-12 / sqrt(3) = 1.4e-4 rms an operand, five times that for what the exponentials of softmax and
-// gates make of it, and 3 as the margin of a row over the mean), 16-bit weights by activations
-// rounded to bf16 (2^-9 / sqrt(3) = 1.1e-3 rms, twice in a gated MLP, the same margin). Chunks of
-// the recurrence are TF32 products.
+// 2^-24; on the GPU's tensor cores activations are two bf16 halves, 2^-18 rms. There, in the wide
+// form, 32-bit weights are multiplied as TF32 (11 bits of significand: 2^-12 / sqrt(3) = 1.4e-4 rms
+// an operand, five times that for what the exponentials of softmax and gates make of it, and 3 as
+// the margin of a row over the mean), 16-bit weights by activations rounded to bf16 (2^-9 / sqrt(3)
+// = 1.1e-3 rms, twice in a gated MLP, the same margin), q8 and q4 weights rounded to bf16 by such
+// activations (sqrt(2) times that). Chunks of the recurrence are TF32 products.
 inline double tolerance(const std::string& device, DType dtype, Form form) {
   if (form == Form::kExact) return 0;
   if (device == "cpu") return form == Form::kProduct || form == Form::kWide ? 2e-6 : 1e-5;
   if (form == Form::kProduct || form == Form::kDecode) return 1e-5;
+  if (form == Form::kWide && is_quantized(dtype)) return 7e-3;
   return dtype == DType::kF32 ? 2e-3 : 5e-3;
 }
 

@@ -38,11 +38,21 @@ inline Doubles widen(const TensorView& view) {
   return out;
 }
 
+// What a type keeps of values that are stored in it.
+inline Doubles stored(DType type, Doubles values) {
+  for (double& v : values) {
+    const float x = static_cast<float>(v);
+    if (type == DType::kF16) v = f16_to_f32(f32_to_f16(x));
+    if (type == DType::kBF16) v = bf16_to_f32(f32_to_bf16(x));
+  }
+  return values;
+}
+
 inline double silu(double x) { return x / (1 + std::exp(-x)); }
 
-// y = W x
-inline Doubles product(const TensorView& weight, const Doubles& x) {
-  const Doubles w = widen(weight);
+// y = W x, with W stored as `type` (kF32: as it is).
+inline Doubles product(const TensorView& weight, const Doubles& x, DType type = DType::kF32) {
+  const Doubles w = stored(type, widen(weight));
   Doubles y(weight.shape[0], 0);
   for (size_t r = 0; r < y.size(); ++r) {
     for (size_t c = 0; c < x.size(); ++c) y[r] += w[r * x.size() + c] * x[c];
@@ -60,25 +70,15 @@ inline Doubles rms_norm(const Doubles& x, const TensorView& weight, double eps) 
   return y;
 }
 
-// What a type keeps of values that are stored in it.
-inline Doubles stored(DType type, Doubles values) {
-  for (double& v : values) {
-    const float x = static_cast<float>(v);
-    if (type == DType::kF16) v = f16_to_f32(f32_to_f16(x));
-    if (type == DType::kBF16) v = bf16_to_f32(f32_to_bf16(x));
-  }
-  return values;
-}
-
-// What gate, up and down make of a normed x, whose activations are stored as `type` on their way
-// (kF32: as they are).
+// What gate, up and down make of a normed x, where weights and activations are stored as `type` on
+// their way (kF32: as they are).
 inline Doubles gated_mlp(const TensorView& gate_up, const TensorView& down, const Doubles& normed,
                          DType type = DType::kF32) {
-  const Doubles both = stored(type, product(gate_up, stored(type, normed)));
+  const Doubles both = stored(type, product(gate_up, stored(type, normed), type));
   const size_t F = both.size() / 2;
   Doubles hidden(F);
   for (size_t f = 0; f < F; ++f) hidden[f] = silu(both[f]) * both[F + f];
-  return product(down, stored(type, hidden));
+  return product(down, stored(type, hidden), type);
 }
 
 // One token of the short convolutions over the first columns of qkvf: `inputs` are the last ones,

@@ -1,0 +1,218 @@
+// What a warp does with a tile of small weights (small_weights.h): integers become fragments of
+// tensor-core products whose sums are float32, and groups are scaled when they have been summed.
+//
+// The product of a step is weights [16 rows, 16 columns] times activations [16 columns, 8]. The
+// activations are split into two bfloat16 halves; the eight columns of a step are the high and the
+// low halves of up to 4 tokens, or the one or the other half of 8.
+#pragma once
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/small_weights.h"
+
+namespace gsa::cuda {
+
+// d = a b + c for bfloat16 a [16, 16], b [16, 8].
+__device__ __forceinline__ void multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                         const float (&c)[4], float (&d)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%10, %11, %12, %13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
+        "f"(c[2]), "f"(c[3]));
+}
+
+// d += a b for a [16, 8] and b [8, 8], which TF32 must hold exactly.
+__device__ __forceinline__ void multiply_tf32(const float (&a)[4], float b0, float b1,
+                                              float (&d)[4]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+// a & b | c, which the compiler makes two instructions of where b and c are constants.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+// What TF32 holds of x; the rest is x minus this, and TF32 holds the most of that.
+__device__ __forceinline__ float tf32_part(float x) {
+  return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
+}
+
+// A lane's integers of a tile, as fragments: `pairs(group, p)` are two columns of its row, 8 j +
+// 2 p and the one behind, in bfloat16. Those of q4 are 16 too large, see kOffset.
+template <DType kType>
+class SmallIntegers;
+
+template <>
+class SmallIntegers<DType::kQ8> {
+ public:
+  static constexpr float kOffset = 0;
+
+  __device__ __forceinline__ void load(const unsigned char* tile, int lane, int group) {
+    if (group % 2 == 0) words_ = reinterpret_cast<const uint4*>(tile)[group / 2 * 32 + lane];
+  }
+  // The lower seven bits under the exponent of 128 are 128 + those; the sign bit under the same
+  // exponent is 128, or 256 where it is set.
+  __device__ __forceinline__ uint32_t pairs(int group, int p) const {
+    const uint32_t word =
+        group % 2 == 0 ? (p < 2 ? words_.x : words_.y) : (p < 2 ? words_.z : words_.w);
+    const uint32_t bytes = p % 2 == 0 ? word : word >> 8;
+    const uint32_t low = and_or(bytes, 0x007f007fu, 0x43004300u);
+    const uint32_t sign = and_or(bytes, 0x00800080u, 0x43004300u);
+    const __nv_bfloat162 value = __hsub2(reinterpret_cast<const __nv_bfloat162&>(low),
+                                         reinterpret_cast<const __nv_bfloat162&>(sign));
+    return reinterpret_cast<const uint32_t&>(value);
+  }
+  // The word of columns 8 j + 4 w to 8 j + 4 w + 3, from their integers.
+  __host__ __device__ static uint32_t pack(const uint8_t (&v)[4]) {
+    return v[0] | v[2] << 8 | v[1] << 16 | static_cast<uint32_t>(v[3]) << 24;
+  }
+
+ private:
+  uint4 words_;
+};
+
+template <>
+class SmallIntegers<DType::kQ4> {
+ public:
+  // Four bits below the exponent of 16 are 16 + those. To take the 16 away again is dearer than to
+  // leave it: the sum of a group's activations is needed for the minimum anyway.
+  static constexpr float kOffset = 16;
+
+  __device__ __forceinline__ void load(const unsigned char* tile, int lane, int group) {
+    if (group == 0) words_ = reinterpret_cast<const uint4*>(tile)[lane];
+  }
+  __device__ __forceinline__ uint32_t pairs(int group, int p) const {
+    const uint32_t word =
+        group < 2 ? (group == 0 ? words_.x : words_.y) : (group == 2 ? words_.z : words_.w);
+    return and_or(__funnelshift_r(word, word, 4 * p), 0x00780078u, 0x41804180u);
+  }
+  // The word of a group's columns 8 j to 8 j + 7.
+  __host__ __device__ static uint32_t pack(const uint8_t (&v)[8]) {
+    uint32_t word = 0;
+    for (int i = 0; i < 8; ++i) word |= static_cast<uint32_t>(v[i]) << (i / 2 * 4 + i % 2 * 16);
+    return word << 3 | word >> 29;
+  }
+
+ private:
+  uint4 words_;
+};
+
+// How the tokens of a product are laid out: kTokens is 4, 8 or 16, the most there may be.
+template <int kTokens>
+struct SmallTokens {
+  static constexpr int kTiles = (kTokens + 7) / 8;        // of eight columns
+  static constexpr int kHalves = kTokens <= 4 ? 1 : 2;    // steps for each of them
+  static constexpr int kTogether = kTokens <= 4 ? 4 : 8;  // tokens of a step
+
+  // The row of the operand, [high and low half][tokens], that is column n of a tile in its first
+  // step; in its second it is `tokens` rows further. Columns of no token repeat the last one.
+  __device__ static int row(int tile, int n, int tokens) {
+    const int token = min(tile * kTogether + n % kTogether, tokens - 1);
+    return (n / kTogether) * tokens + token;
+  }
+};
+
+// This lane's part of the activations at the first column of a tile: lane 4 n + j reads column n of
+// the product.
+template <int kTokens>
+struct SmallOperand {
+  static constexpr int kTiles = SmallTokens<kTokens>::kTiles;
+
+  const __nv_bfloat16* x[kTiles];  // of columns 8 j to 8 j + 7
+  int to_low;                      // from the first to the second step's
+  const float* sums[kTiles];       // of q4: the sum of the activations of group j, as TF32 halves
+  int sums_to_low;
+};
+
+// sums [token tile] += weights times activations for 16 rows, the 8 of tile `upper` and the 8 of
+// tile `lower` (in shared memory), and 128 columns. A lane 4 g + j has the sums of columns 2 j and
+// 2 j + 1 of the product for row g of the upper tile, then for row g of the lower one.
+template <DType kType, int kTokens>
+__device__ __forceinline__ void add_tile(const unsigned char* upper, const unsigned char* lower,
+                                         const SmallOperand<kTokens>& operand,
+                                         float (&sums)[SmallTokens<kTokens>::kTiles][4]) {
+  using Tokens = SmallTokens<kTokens>;
+  using Tile = SmallTileOf<kType>;
+  const int lane = threadIdx.x % 32;
+  const auto halves = [&](const unsigned char* tile) {
+    return *reinterpret_cast<const uint2*>(tile + Tile::kScales + lane / 4 * 8);
+  };
+  const uint2 upper_scales = halves(upper), lower_scales = halves(lower);
+  const auto scale = [](const uint2& four, int group) {
+    const uint32_t two = group < 2 ? four.x : four.y;
+    const __half2 both = reinterpret_cast<const __half2&>(two);
+    return group % 2 == 0 ? __low2float(both) : __high2float(both);
+  };
+  SmallIntegers<kType> u, l;
+#pragma unroll
+  for (int group = 0; group < Tile::kGroups; ++group) {
+    u.load(upper, lane, group);
+    l.load(lower, lane, group);
+    const uint32_t first[4] = {u.pairs(group, 0), l.pairs(group, 0), u.pairs(group, 1),
+                               l.pairs(group, 1)};
+    const uint32_t second[4] = {u.pairs(group, 2), l.pairs(group, 2), u.pairs(group, 3),
+                                l.pairs(group, 3)};
+    const float upper_scale = scale(upper_scales, group), lower_scale = scale(lower_scales, group);
+#pragma unroll
+    for (int tile = 0; tile < Tokens::kTiles; ++tile) {
+      float d[4] = {0, 0, 0, 0};
+#pragma unroll
+      for (int half = 0; half < Tokens::kHalves; ++half) {
+        const uint4 x = *reinterpret_cast<const uint4*>(operand.x[tile] + half * operand.to_low +
+                                                        group * QuantizedRow::kGroup);
+        multiply(first, x.x, x.y, d, d);
+        multiply(second, x.z, x.w, d, d);
+      }
+      sums[tile][0] += upper_scale * d[0];
+      sums[tile][1] += upper_scale * d[1];
+      sums[tile][2] += lower_scale * d[2];
+      sums[tile][3] += lower_scale * d[3];
+    }
+  }
+  if constexpr (kType == DType::kQ4) {
+    // Minimum minus offset times scale, times the sum of a group: a product over the four groups.
+    const auto one = [&](const unsigned char* tile, int offset) {
+      return __half2float(*reinterpret_cast<const __half*>(tile + offset + lane * 2));
+    };
+    const float a[4] = {one(upper, Tile::kMinima), one(lower, Tile::kMinima),
+                        one(upper, Tile::kScales), one(lower, Tile::kScales)};
+#pragma unroll
+    for (int tile = 0; tile < Tokens::kTiles; ++tile) {
+#pragma unroll
+      for (int half = 0; half < Tokens::kHalves; ++half) {
+        const float sum = operand.sums[tile][half * operand.sums_to_low];
+        multiply_tf32(a, sum, -SmallIntegers<kType>::kOffset * sum, sums[tile]);
+      }
+    }
+  }
+}
+
+// One weight of a matrix in tiles.
+template <DType kType>
+__device__ __forceinline__ float small_weight(const unsigned char* tiles, int across, int row,
+                                              int column) {
+  using Tile = SmallTileOf<kType>;
+  const unsigned char* tile =
+      tiles + (int64_t{row / Tile::kRows} * across + column / Tile::kColumns) * Tile::kBytes;
+  const int g = row % Tile::kRows, group = column % Tile::kColumns / 32, c = column % 32;
+  const int lane = 4 * g + c / 8, pair = c % 8 / 2;
+  SmallIntegers<kType> integers;
+  integers.load(tile, lane, group & (kType == DType::kQ8 ? ~1 : 0));
+  const uint32_t two = integers.pairs(group, pair);
+  const float n = __uint_as_float(c % 2 == 0 ? two << 16 : two & 0xffff0000u);
+  const auto half_at = [&](int offset) {
+    return __half2float(reinterpret_cast<const __half*>(tile + offset)[g * Tile::kGroups + group]);
+  };
+  const float scale = half_at(Tile::kScales);
+  const float weight = scale * (n - SmallIntegers<kType>::kOffset);
+  if constexpr (kType == DType::kQ8) return weight;
+  return weight + half_at(Tile::kMinima);
+}
+
+}  // namespace gsa::cuda
