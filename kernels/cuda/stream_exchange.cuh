@@ -103,7 +103,8 @@ template <int n, typename Wanted, typename From>
 __device__ __forceinline__ void receive_all(uint4 (&v)[n], uint32_t epoch, const Wanted& wanted,
                                             const From& from) {
 #pragma unroll
-  for (int i = 0; i < n; ++i) v[i] = wanted(i) ? peek4(from(i)) : make_uint4(epoch, epoch, epoch, epoch);
+  for (int i = 0; i < n; ++i)
+    v[i] = wanted(i) ? peek4(from(i)) : make_uint4(epoch, epoch, epoch, epoch);
   bool late;
   do {
     late = false;

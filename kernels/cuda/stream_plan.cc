@@ -82,8 +82,7 @@ std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
   for (int which = kQkvf; which <= kHead; ++which) plan.shares[which] = make_share(s, which);
   plan.splits = 1;
   for (int splits = 2; splits <= kMostSplits; splits *= 2) {
-    if (s.T * s.G * splits <= how.multiprocessors && s.K / splits >= 16 &&
-        splits_well(s, splits)) {
+    if (s.T * s.G * splits <= how.multiprocessors && s.K / splits >= 16 && splits_well(s, splits)) {
       plan.splits = splits;
     }
   }

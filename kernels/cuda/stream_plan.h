@@ -80,11 +80,11 @@ struct StreamShare {
   const float* input;
   float* output;
   int outputs, cols;
-  int kinds;    // rows of weights for an output: 2 where gated
-  float eps;    // of the norm of the input; negative: no norm
+  int kinds;  // rows of weights for an output: 2 where gated
+  float eps;  // of the norm of the input; negative: no norm
   float inverse_cols;
-  int piece;    // columns of a stage
-  int panel;    // columns whose activations are in shared memory at a time
+  int piece;         // columns of a stage
+  int panel;         // columns whose activations are in shared memory at a time
   int first, count;  // outputs of the block
   int tiles;         // of kTileRows outputs
   int group_tiles;   // whose sums are in shared memory at a time
@@ -122,8 +122,8 @@ struct StreamPlan {
 // Tokens of the kernel that takes a step of so many.
 constexpr int stream_width(int tokens) { return tokens <= 2 ? tokens : tokens <= 4 ? 4 : 8; }
 
-// How the step, whose pointers are set, is divided over the device (which must have bulk copies: compute capability 9.0), or
-// nothing where the kernel does not have the shape.
+// How the step, whose pointers are set, is divided over the device (which must have bulk copies:
+// compute capability 9.0), or nothing where the kernel does not have the shape.
 std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& step);
 
 // Floats of the exchange buffers, which must be zero before the first step.

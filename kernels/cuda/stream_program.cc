@@ -95,8 +95,7 @@ bool StreamProgram::finish() {
                                  how_.stream));
   step_.layers = device_layers_.get();
   const StreamBuffers sizes = stream_buffers(step_);
-  const int64_t total =
-      sizes.x + sizes.qkvf + sizes.scores + sizes.mixed + sizes.y + sizes.hidden;
+  const int64_t total = sizes.x + sizes.qkvf + sizes.scores + sizes.mixed + sizes.y + sizes.hidden;
   exchange_ = DeviceArray<float>(total);
   GSA_CUDA_CHECK(cudaMemsetAsync(exchange_.get(), 0, total * sizeof(float), how_.stream));
   float* at = exchange_.get();

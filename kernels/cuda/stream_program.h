@@ -21,7 +21,7 @@ class StreamProgram {
   void norm_project(const NormProject& args);
   void mix(const Mix& args);
   void gated_mlp(const GatedMlp& args);
-  void gather_logit_rows();  // all rows, in their order
+  void gather_logit_rows();            // all rows, in their order
   void other() { possible_ = false; }  // an operation that the kernel does not have
 
   // All operations have been told: takes memory and returns whether run() can do them.

@@ -80,8 +80,8 @@ __device__ void find_unit(const StreamStep& a, const StreamPlan& plan, int i, St
       inputs[n] = row + (a.H + g) * a.K + split * plan.k_rows + c;
     } else if (c < (1 + queries) * plan.k_rows) {
       c -= plan.k_rows;
-      inputs[n] = row + (g * queries + c / plan.k_rows) * a.K + split * plan.k_rows +
-                  c % plan.k_rows;
+      inputs[n] =
+          row + (g * queries + c / plan.k_rows) * a.K + split * plan.k_rows + c % plan.k_rows;
     } else {
       c -= (1 + queries) * plan.k_rows;
       inputs[n] = row + (a.H + a.G) * a.K + g * a.V + split * plan.v_columns + c;
@@ -300,8 +300,8 @@ class Consumer {
   // Takes a panel of activations of all tokens, times the norm's weight, into shared memory, and
   // adds up the squares of the plain values by warps. Everything is asked for before the first
   // value is waited for.
-  __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, float* squares, uint32_t epoch,
-                                         int first, int width) {
+  __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, float* squares,
+                                         uint32_t epoch, int first, int width) {
     constexpr int kVectors = kTokens == 1 ? 6 : kTokens == 2 ? 3 : kTokens == 4 ? 2 : 1;
     constexpr int kStride = kStreamThreads * 4;
     const int pitch = width + kPanelPad;
@@ -349,8 +349,7 @@ class Consumer {
   // partial_[tile][token][row][warp]. Activations are the tensor cores' left operand: the halves
   // of tokens of higher value are its rows 0 to 7, the lower ones rows 8 to 15; rows past the
   // tokens repeat the last, and their sums are of no use.
-  __device__ __forceinline__ void add_tiles(const StreamShare& s, int tiles, int first,
-                                            int width) {
+  __device__ __forceinline__ void add_tiles(const StreamShare& s, int tiles, int first, int width) {
     const int g = lane_ / 4, j = lane_ % 4, column = warp_ * kUnit + j * 8;
     const float* x = panel_ + min(g, a_.T - 1) * (width + kPanelPad) + column;
     const unsigned char* w = ring_.stages + g * kStagePitch + column * 2;
@@ -569,8 +568,7 @@ __device__ __forceinline__ void Consumer<kTokens>::mix(const StreamLayer& layer,
     float* scores = a_.scores + unit.scores;
 #pragma unroll 1
     for (int i = threadIdx.x; i < queries * M; i += kStreamThreads) {
-      publish(scores + unit.split * queries * M + i,
-              folded(sums + i * kStreamWarps), epoch);
+      publish(scores + unit.split * queries * M + i, folded(sums + i * kStreamWarps), epoch);
     }
     softmax(scores, epoch, sums + queries * M * kStreamWarps, p);
     part = hv;
@@ -626,7 +624,8 @@ __device__ __forceinline__ void Consumer<kTokens>::softmax(float* scores, uint32
 
 template <int kTokens>
 __global__ void __launch_bounds__(kStreamThreads + kCopyWarps * 32, 1)
-    stream_step_kernel(const __grid_constant__ StreamStep a, const __grid_constant__ StreamPlan plan) {
+    stream_step_kernel(const __grid_constant__ StreamStep a,
+                       const __grid_constant__ StreamPlan plan) {
   extern __shared__ __align__(128) unsigned char shared[];
   auto* shares = reinterpret_cast<StreamShare*>(shared + plan.table);
   auto* layers = reinterpret_cast<StreamLayer*>(shared + plan.layers);
