@@ -146,7 +146,8 @@ class Backend {
   // Bytes per second that reading memory reaches now, with all threads; takes about a second.
   virtual double measure_read_bandwidth() = 0;
 
-  // Takes scratch for the widest step of a model; called once, before the first step.
+  // Takes scratch for the widest step of a model; called once, when all weights have been imported
+  // and before the first step.
   virtual void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) = 0;
 
   // Tells the backend what the operations up to end_step() work on. The spans must live until the

@@ -6,6 +6,9 @@
 namespace gsa::cuda {
 namespace {
 
+// Bytes of a layer for a block from which memory is kept busier at the cost of latency.
+constexpr int64_t kDeepLayer = int64_t{3} << 19;
+
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 bool power_of_two(int n) { return n > 0 && std::has_single_bit(static_cast<unsigned>(n)); }
 
@@ -95,7 +98,10 @@ std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
   const int room = static_cast<int>(how.shared_limit) - plan.bytes;
   // Each place of the ring is always filled by the same warp.
   plan.ring = std::min(room / kStageBytes, kStageMost) / kCopyWarps * kCopyWarps;
-  if (plan.ring < kCopyWarps * (kFlight + 1)) return std::nullopt;
+  // Copies under way delay what the blocks exchange, which counts where layers are small.
+  const int64_t layer = int64_t{s.D} * (plan.shares[kQkvf].outputs + s.H * s.V + 3 * s.F);
+  plan.flight = layer * 2 / how.multiprocessors < kDeepLayer ? 1 : 2;
+  if (plan.ring < kCopyWarps * (plan.flight + 1)) return std::nullopt;
   lay_out(s, how.multiprocessors, plan);
   return plan;
 }

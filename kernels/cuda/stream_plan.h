@@ -13,7 +13,7 @@
 namespace gsa::cuda {
 
 // The most sequences of a step.
-constexpr int kStreamTokens = 8;
+constexpr int kStreamTokens = 4;
 
 constexpr int kStreamWarps = 8;  // of a block that compute
 constexpr int kCopyWarps = 2;    // and those that copy weights
@@ -29,7 +29,6 @@ constexpr int kPiece = kPieceGrains * kGrain;
 constexpr int kStagePitch = kPiece * 2 + 64;  // bytes; neighbouring rows in different banks
 constexpr int kStageBytes = kTileRows * kStagePitch;
 constexpr int kStageMost = 12;
-constexpr int kFlight = 1;  // stages of a warp under way: more would delay what blocks exchange
 
 constexpr int kPanelBytes = 64 * 1024;    // activations in shared memory at a time, at most
 constexpr int kPanelPad = 4;              // floats; neighbouring tokens in different banks
@@ -114,13 +113,14 @@ struct StreamPlan {
   int block_units;  // of a block at most
   int inputs;       // of a unit: the slots of f, then its parts of k, of all queries, and of v
   int ring;         // stages
+  int flight;       // stages of a warp under way at most
   // Offsets in shared memory, and its size, in bytes.
   int panel, partial, mix, squares, residual, table, layers, unit_table, input_table, barriers,
       bytes;
 };
 
 // Tokens of the kernel that takes a step of so many.
-constexpr int stream_width(int tokens) { return tokens <= 2 ? tokens : tokens <= 4 ? 4 : 8; }
+constexpr int stream_width(int tokens) { return tokens <= 2 ? tokens : 4; }
 
 // How the step, whose pointers are set, is divided over the device (which must have bulk copies:
 // compute capability 9.0), or nothing where the kernel does not have the shape.

@@ -33,7 +33,8 @@ void StreamProgram::embed(const TensorView& table) {
 }
 
 void StreamProgram::norm_project(const NormProject& args) {
-  if (args.apart) return other();
+  if (args.apart) other();
+  if (!possible_) return;
   const __nv_bfloat16* weight = matrix(args.weight);
   const float* norm = floats(args.norm_weight);
   if (next_ == Next::kQkvf) {

@@ -16,8 +16,6 @@
 namespace gsa::cuda {
 namespace {
 
-constexpr int kAtOnce = 2;  // stages that a warp works on
-
 struct Ring {
   unsigned char* stages;
   uint64_t* full;
@@ -138,7 +136,7 @@ class Producer {
     const int rows = min(kTileRows, s.count - begin);
     const __nv_bfloat16* from =
         weight + int64_t{begin + (s.kinds == 2 && tile % 2 == 1 ? s.outputs : 0)} * s.cols;
-    if (under_way_ == kFlight) {
+    if (under_way_ == plan_.flight) {
       Barrier{ring_.full + landed_.slot}.wait(landed_.parity);
       landed_.advance(kCopyWarps);
       --under_way_;
@@ -302,7 +300,7 @@ class Consumer {
   // value is waited for.
   __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, float* squares,
                                          uint32_t epoch, int first, int width) {
-    constexpr int kVectors = kTokens == 1 ? 6 : kTokens == 2 ? 3 : kTokens == 4 ? 2 : 1;
+    constexpr int kVectors = kTokens == 1 ? 6 : kTokens == 2 ? 3 : 2;
     constexpr int kStride = kStreamThreads * 4;
     const int pitch = width + kPanelPad;
     float sums[kTokens] = {};
@@ -365,59 +363,43 @@ class Consumer {
         left[i][1] = *reinterpret_cast<const uint4*>(x + i * kGrain + 4);
       }
 #pragma unroll 1
-      for (int tile = 0; tile < tiles; tile += kAtOnce) {
-        multiply(min(kAtOnce, tiles - tile), grains, w, left, first + piece > 0,
-                 partial + tile * kTileStride);
+      for (int tile = 0; tile < tiles; ++tile) {
+        const float2 sum = multiply(w, left, grains);
+        if (g >= kTokens) continue;
+        float* to = partial + tile * kTokens * kTileRows * kStreamWarps;
+        const bool more = first + piece > 0;
+        to[0] = sum.x + (more ? to[0] : 0.0f);
+        to[kStreamWarps] = sum.y + (more ? to[kStreamWarps] : 0.0f);
       }
     }
   }
 
-  // A few stages at once, since one after the other would take the latency of each.
-  __device__ __forceinline__ void multiply(int count, int grains, const unsigned char* w,
-                                           const uint4 (&left)[kPieceGrains][2], bool more,
-                                           float* partial) {
-    Ring ring = ring_;
-    uint4 weights[kAtOnce][kPieceGrains];
-#pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      if (n == count) break;
-      Barrier{ring.full + ring.slot}.wait(ring.parity);
-      const unsigned char* from = w + ring.slot * kStageBytes;
-      ring.advance(1);
-#pragma unroll
-      for (int i = 0; i < kPieceGrains; ++i) {
-        if (i == grains) break;
-        weights[n][i] = *reinterpret_cast<const uint4*>(from + i * kGrain * 2);
-      }
-    }
-    float d[kAtOnce][2][4] = {};
+  // This warp's part of the next stage times the activations: of token lane / 4, and of the rows
+  // 2 (lane % 4) and the one after it.
+  __device__ __forceinline__ float2 multiply(const unsigned char* w,
+                                             const uint4 (&left)[kPieceGrains][2], int grains) {
+    Barrier{ring_.full + ring_.slot}.wait(ring_.parity);
+    w += ring_.slot * kStageBytes;
+    uint4 weights[kPieceGrains];
 #pragma unroll
     for (int i = 0; i < kPieceGrains; ++i) {
       if (i == grains) break;
+      weights[i] = *reinterpret_cast<const uint4*>(w + i * kGrain * 2);
+    }
+    float d[4][4] = {};
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        mma(left[i][0], weights[n][i].x, weights[n][i].y, d[n][0]);
-        mma(left[i][1], weights[n][i].z, weights[n][i].w, d[n][1]);
-      }
+    for (int i = 0; i < kPieceGrains; ++i) {
+      if (i == grains) break;
+      mma(left[i][0], weights[i].x, weights[i].y, d[i % 2 * 2]);
+      mma(left[i][1], weights[i].z, weights[i].w, d[i % 2 * 2 + 1]);
     }
     __syncwarp();
+    if (lane_ == 0) Barrier{ring_.empty + ring_.slot}.arrive();
+    ring_.advance(1);
+    float2 sum = make_float2(0, 0);
 #pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      if (n == count) break;
-      if (lane_ == 0) Barrier{ring_.empty + ring_.slot}.arrive();
-      ring_.advance(1);
-    }
-    if (lane_ / 4 >= kTokens) return;
-#pragma unroll
-    for (int n = 0; n < kAtOnce; ++n, partial += kTileStride) {
-      if (n == count) break;
-      const auto& a = d[n][0];
-      const auto& b = d[n][1];
-      float2 sum = make_float2((a[0] + a[2]) + (b[0] + b[2]), (a[1] + a[3]) + (b[1] + b[3]));
-      if (more) sum.x += partial[0], sum.y += partial[kStreamWarps];
-      partial[0] = sum.x;
-      partial[kStreamWarps] = sum.y;
-    }
+    for (int i = 0; i < 4; ++i) sum.x += d[i][0] + d[i][2], sum.y += d[i][1] + d[i][3];
+    return sum;
   }
 
   // Adds up the warps' sums of a group of tiles and hands the outputs on.
@@ -455,7 +437,6 @@ class Consumer {
                                       const StreamUnit& unit, const int* inputs);
   __device__ __forceinline__ void softmax(float* scores, uint32_t epoch, float* sums, float* p);
 
-  static constexpr int kTileStride = kTokens * kTileRows * kStreamWarps;  // of partial_
   static constexpr int kHeld = kTokens <= 2 ? 2 : 4;  // vectors that a thread holds at a time
 
   const StreamStep& a_;
@@ -667,8 +648,7 @@ __global__ void __launch_bounds__(kStreamThreads + kCopyWarps * 32, 1)
 void run_stream(const Launch& how, const StreamStep& step, const StreamPlan& plan) {
   const auto kernel = step.T == 1   ? stream_step_kernel<1>
                       : step.T == 2 ? stream_step_kernel<2>
-                      : step.T <= 4 ? stream_step_kernel<4>
-                                    : stream_step_kernel<8>;
+                                    : stream_step_kernel<4>;
   allow_shared_memory(kernel, plan.bytes);
   launch(how,
          {.blocks = static_cast<unsigned>(how.multiprocessors),

@@ -192,9 +192,9 @@ TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthers) {
 TEST_P(BackendProducts, NormProjectOfARowOfZerosIsZero) {
   const auto backend = this->backend();
   const int64_t D = 100, out = 40;
-  reserve_for(*backend, D, out);
   Random random(8);
   const Weights weight(*backend, dtype(), {out, D}, matrix(random, out, D));
+  reserve_for(*backend, D, out);
   for (int64_t rows : {1, 20}) {
     const DeviceArray x(*backend, rows, D);
     DeviceArray y(*backend, rows, out, random.normal(rows * out));

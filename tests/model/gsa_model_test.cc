@@ -128,6 +128,65 @@ TEST_P(GsaModelOf, AgreesWithTheEquationsForShapesThatNoFixtureCovers) {
   }
 }
 
+std::vector<StateHandle> acquire(StatePool& pool, int count) {
+  std::vector<StateHandle> states;
+  for (int i = 0; i < count; ++i) states.push_back(*pool.acquire());
+  return states;
+}
+
+// Shapes of which a GPU decodes a few sequences in one kernel where weights are of bfloat16.
+std::vector<Shape> large_shapes() {
+  const auto sized = [](GsaConfig config, int64_t F, int64_t vocabulary) {
+    config.num_layers = 3;
+    config.intermediate_size = F;
+    config.vocab_size = vocabulary;
+    return config;
+  };
+  constexpr auto kSwish = FeatureMap::kSwish, kRelu = FeatureMap::kRelu;
+  return {
+      {"two query heads a memory", sized(shape(2, 1, 128, 128, 32), 2304, 97)},
+      {"a memory for each head", sized(shape(4, 4, 128, 128, 64), 768, 2500)},
+      {"four query heads a memory", sized(with(shape(8, 2, 32, 32, 16), kRelu, 0, true), 256, 97)},
+      {"many slots", sized(with(shape(1, 1, 256, 256, 256), kSwish, 0, false, true), 512, 97)},
+  };
+}
+
+TEST_P(GsaModelOf, DecodesAFewSequencesTogetherAsTheCpuDoesAlone) {
+  constexpr int64_t kSteps = 5;
+  for (const Shape& shape : large_shapes()) {
+    SCOPED_TRACE(shape.name);
+    const int64_t N = shape.config.vocab_size;
+    const RandomWeights random = lively_weights(shape.config, 21, dtype());
+    for (int sequences : {1, 2, 3, 4, 5}) {
+      SCOPED_TRACE(sequences);
+      Runner run(backend(), shape.config, random.weights, 8);
+      Runner alone(shape.config, random.weights, 2, 1);
+      const std::vector<StateHandle> states = acquire(run.states, sequences);
+      const std::vector<StateHandle> others = acquire(alone.states, sequences);
+      const std::vector<int32_t> tokens = random_tokens(kSteps * sequences, N, 22);
+      for (int64_t step = 0; step < kSteps; ++step) {
+        Batch batch;
+        std::vector<float> expected;
+        for (int i = 0; i < sequences; ++i) {
+          const std::span<const int32_t> token(&tokens[step * sequences + i], 1);
+          batch.add(states[i], token, Logits::kLast);
+          const std::vector<float> row = alone.logits(others[i], token);
+          expected.insert(expected.end(), row.begin(), row.end());
+        }
+        const std::vector<float> found = run.forward(batch);
+        if (device() == "cpu") {
+          EXPECT_EQ(found, expected) << "step " << step;
+        } else {
+          // More rows than matrix-vector kernels take are rounded.
+          EXPECT_LT(relative_error(found, expected),
+                    tolerance(device(), dtype(), sequences <= 4 ? 1 : sequences))
+              << "step " << step;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(GsaModelOf, GivesTheSameLogitsWhereverAPromptIsCut) {
   for (const Shape& shape : shapes()) {
     SCOPED_TRACE(shape.name);
@@ -205,12 +264,6 @@ std::vector<float> logits_in_a_crowd(Runner& run, std::span<const StateHandle> s
     first += count;
   }
   return found;
-}
-
-std::vector<StateHandle> acquire(StatePool& pool, int count) {
-  std::vector<StateHandle> states;
-  for (int i = 0; i < count; ++i) states.push_back(*pool.acquire());
-  return states;
 }
 
 TEST_P(GsaModelOf, GivesTheSameLogitsAloneAndBesideOthers) {
