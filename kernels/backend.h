@@ -54,10 +54,12 @@ struct Step {
   // [T] or empty. Where it is not: token t is the one that the latest queue_sample() drew for its
   // row drawn_rows[t], which the host may not know yet, and tokens[t] means nothing.
   std::span<const int32_t> drawn_rows{};
-  // Who issues the operations, and the memory that holds the states: steps that agree in both and
-  // in T, B and R, all tokens decoded, issue the same operations on the same memory.
+  // Who issues the operations, the memory that holds the states and what their memories are stored
+  // as: steps that agree in these and in T, B and R, all tokens decoded, issue the same operations
+  // on the same memory.
   const void* model = nullptr;
   const void* states = nullptr;
+  DType state_type = DType::kF32;
 };
 
 // The most that a step will ever hold; scratch memory is taken for it once.
@@ -92,15 +94,21 @@ struct Convolve {
 // input of the output norm:
 //   q, k = phi(q), phi(k); v = silu(v); g = sigmoid(f)^(1/normalizer); s = 1 - g
 //   Hk = Hk diag(g) + k (x) s; p = softmax_M(q . Hk); Hv = diag(g) Hv + s (x) v; o = silu(p . Hv)
+//
+// Memories are stored as f32, f16 or bf16; arithmetic is float32 whatever they are. 16 bits are
+// rounded to nearest even: on a CPU after every token, which then reads what is stored, so that it
+// does not matter where steps begin; on a GPU in the same way for a segment of one token, but once
+// at the end of a longer one.
 struct Mix {
   MixShape shape;
   FeatureMap feature_map = FeatureMap::kSwish;
   TensorView feature_weight;  // [K, K], for kT2R
   double normalizer = 8;
-  TensorView qkvf;           // [T, H*K + G*K + G*V + G*M] f32; used as scratch
-  float* hk = nullptr;       // this layer's [G, K, M] at state 0
-  float* hv = nullptr;       // this layer's [G, M, V] at state 0
-  int64_t state_stride = 0;  // floats from one state to the next
+  TensorView qkvf;  // [T, H*K + G*K + G*V + G*M] f32; used as scratch
+  DType state_type = DType::kF32;
+  void* hk = nullptr;        // this layer's [G, K, M] at state 0
+  void* hv = nullptr;        // this layer's [G, M, V] at state 0
+  int64_t state_stride = 0;  // elements from one state to the next
   TensorView out;            // [T, H*V] f32
 };
 

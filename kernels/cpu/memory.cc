@@ -1,6 +1,7 @@
 #include "kernels/cpu/memory.h"
 
 #include <algorithm>
+#include <cassert>
 
 #include "kernels/cpu/targets.h"
 
@@ -9,13 +10,50 @@
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 
+#include "kernels/cpu/load-inl.h"
+#include "kernels/half.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace gsa::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// One token's operands, at the block's first row and the strip's first column.
+// Stores x rounded to nearest even, as kernels/half.h does; returns what is stored.
+template <class D>
+HWY_INLINE hn::Vec<D> store_rounded(D d, hn::Vec<D> x, float* p) {
+  hn::StoreU(x, d, p);
+  return x;
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> store_rounded(D d, hn::Vec<D> x, BF16* p) {
+  const hn::RebindToUnsigned<D> du;
+  const hn::Rebind<uint16_t, D> d16;
+  const auto bits = hn::BitCast(du, x);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+  const auto rounded = hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
+  const auto nan = hn::RebindMask(du, hn::IsNaN(x));
+  const auto kept = hn::IfThenElse(nan, hn::Or(bits, hn::Set(du, 0x400000)), rounded);
+  hn::StoreU(hn::TruncateTo(d16, hn::ShiftRight<16>(kept)), d16, reinterpret_cast<uint16_t*>(p));
+  return hn::BitCast(d, hn::And(kept, hn::Set(du, 0xffff0000u)));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> store_rounded(D d, hn::Vec<D> x, F16* p) {
+#if HWY_TARGET <= HWY_AVX2 || HWY_ARCH_ARM_A64
+  const hn::Rebind<hwy::float16_t, D> d16;
+  hn::StoreU(hn::DemoteTo(d16, x), d16, reinterpret_cast<hwy::float16_t*>(p));
+#else  // Highway emulates the conversion and truncates.
+  HWY_ALIGN float lanes[HWY_MAX_BYTES / sizeof(float)];
+  hn::Store(x, d, lanes);
+  for (size_t i = 0; i < hn::Lanes(d); ++i) p[i].bits = f32_to_f16(lanes[i]);
+#endif
+  return load_f32(d, p);
+}
+
+// One token's operands, at the block's first row and the strip's first column; a memory of S.
+template <typename S>
 struct Token {
-  float* memory;
+  S* memory;
   int64_t stride;
   int64_t rows;
   const float* keep;
@@ -28,8 +66,8 @@ struct Token {
 };
 
 // A strip of VECTORS vectors of columns, read for HEADS query heads; written first if WRITE.
-template <int VECTORS, int HEADS, bool WRITE, bool KEEP_BY_ROW, class D>
-HWY_INLINE void strip(D d, const Token& token) {
+template <int VECTORS, int HEADS, bool WRITE, bool KEEP_BY_ROW, class D, typename S>
+HWY_INLINE void strip(D d, const Token<S>& token) {
   using Vec = hn::Vec<D>;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   Vec sums[HEADS][VECTORS], keep[VECTORS], write[VECTORS];
@@ -43,16 +81,16 @@ HWY_INLINE void strip(D d, const Token& token) {
     }
   }
   for (int64_t r = 0; r < token.rows; ++r) {
-    float* row = token.memory + r * token.stride;
+    S* row = token.memory + r * token.stride;
     Vec row_keep = hn::Zero(d), row_write = hn::Zero(d);
     if (WRITE) row_write = hn::Set(d, token.row_write[r]);
     if (WRITE && KEEP_BY_ROW) row_keep = hn::Set(d, token.keep[r]);
     HWY_UNROLL(4)
     for (int v = 0; v < VECTORS; ++v) {
-      Vec memory = hn::LoadU(d, row + v * lanes);
+      Vec memory = load_f32(d, row + v * lanes);
       if (WRITE) {
         memory = hn::MulAdd(row_write, write[v], hn::Mul(memory, KEEP_BY_ROW ? row_keep : keep[v]));
-        hn::StoreU(memory, d, row + v * lanes);
+        memory = store_rounded(d, memory, row + v * lanes);
       }
       HWY_UNROLL(4)
       for (int h = 0; h < HEADS; ++h) {
@@ -69,8 +107,8 @@ HWY_INLINE void strip(D d, const Token& token) {
 }
 
 // All query heads over one strip: the first few write the memory, the others find it written.
-template <int VECTORS, bool KEEP_BY_ROW, class D>
-HWY_INLINE void all_heads(D d, Token token, int64_t heads) {
+template <int VECTORS, bool KEEP_BY_ROW, class D, typename S>
+HWY_INLINE void all_heads(D d, Token<S> token, int64_t heads) {
   int64_t h = 0;
   const auto advance = [&](int64_t by) {
     h += by;
@@ -94,12 +132,12 @@ HWY_INLINE void all_heads(D d, Token token, int64_t heads) {
   }
 }
 
-template <int VECTORS, bool KEEP_BY_ROW, class D>
+template <typename S, int VECTORS, bool KEEP_BY_ROW, class D>
 HWY_INLINE void all_tokens(D d, const MemoryBlock& b, int64_t row_begin, int64_t row_end,
                            int64_t column) {
   for (int64_t t = 0; t < b.tokens; ++t) {
-    const Token token{
-        .memory = b.memory + row_begin * b.stride + column,
+    const Token<S> token{
+        .memory = static_cast<S*>(b.memory) + row_begin * b.stride + column,
         .stride = b.stride,
         .rows = row_end - row_begin,
         .keep = b.keep + t * b.keep_step + (KEEP_BY_ROW ? row_begin : column),
@@ -115,7 +153,7 @@ HWY_INLINE void all_tokens(D d, const MemoryBlock& b, int64_t row_begin, int64_t
 }
 
 // Tiles of rows x columns that stay in the first cache level while all tokens pass by.
-template <bool KEEP_BY_ROW>
+template <typename S, bool KEEP_BY_ROW>
 void blocks(const MemoryBlock& b) {
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
   constexpr int kVectors = 4;
@@ -130,17 +168,30 @@ void blocks(const MemoryBlock& b) {
     const int64_t row_end = std::min(row + kTileRows, b.row_end);
     int64_t c = b.column_begin;
     for (; c + kVectors * lanes <= b.column_end; c += kVectors * lanes) {
-      all_tokens<kVectors, KEEP_BY_ROW>(d, b, row, row_end, c);
+      all_tokens<S, kVectors, KEEP_BY_ROW>(d, b, row, row_end, c);
     }
     for (; c + lanes <= b.column_end; c += lanes) {
-      all_tokens<1, KEEP_BY_ROW>(d, b, row, row_end, c);
+      all_tokens<S, 1, KEEP_BY_ROW>(d, b, row, row_end, c);
     }
-    for (; c < b.column_end; ++c) all_tokens<1, KEEP_BY_ROW>(scalar, b, row, row_end, c);
+    for (; c < b.column_end; ++c) all_tokens<S, 1, KEEP_BY_ROW>(scalar, b, row, row_end, c);
   }
 }
 
+template <typename S>
+void write_and_read_as(const MemoryBlock& block) {
+  block.keep_by_row ? blocks<S, true>(block) : blocks<S, false>(block);
+}
+
 void WriteAndRead(const MemoryBlock& block) {
-  block.keep_by_row ? blocks<true>(block) : blocks<false>(block);
+  switch (block.type) {
+    case DType::kF32:
+      return write_and_read_as<float>(block);
+    case DType::kF16:
+      return write_and_read_as<F16>(block);
+    default:
+      assert(block.type == DType::kBF16);
+      return write_and_read_as<BF16>(block);
+  }
 }
 
 }  // namespace gsa::cpu::HWY_NAMESPACE

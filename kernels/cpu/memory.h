@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "kernels/tensor.h"
+
 namespace gsa::cpu {
 
 // Writes a run of tokens, in order, into a block of rows x columns of one head's memory, and reads
@@ -10,11 +12,13 @@ namespace gsa::cpu {
 //   memory[r, c] = memory[r, c] * keep + row_write[r] * column_write[c]
 //   sums[h, c] += query[h, r] * memory[r, c]       (r ascending, continuing what sums holds)
 //
+// A memory of 16 bits is rounded to nearest even by every write, and then read as it is stored.
 // `keep` belongs to the columns (Hk: columns are slots) or to the rows (Hv: rows are slots). Each
 // element and each sum is computed in the same order whatever the blocks and however the tokens
 // are cut into calls.
 struct MemoryBlock {
-  float* memory = nullptr;  // [rows, stride], the head's
+  DType type = DType::kF32;  // f32, f16 or bf16
+  void* memory = nullptr;    // [rows, stride], the head's
   int64_t stride = 0;
   int64_t row_begin = 0, row_end = 0;
   int64_t column_begin = 0, column_end = 0;

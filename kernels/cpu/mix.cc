@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstddef>
 
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/matmul.h"
@@ -58,8 +59,10 @@ void activate(const Mix& args, const Columns& columns, MixScratch& scratch, Thre
 
 // Cuts the columns of all memories of the step into units of work, finely enough for the threads.
 struct Units {
-  Units(int64_t memories, int64_t columns, int threads) : columns(columns) {
-    for (block = 64; block > 16 && memories * count_of(block) < 2 * threads;) block /= 2;
+  // A row of a unit fills cache lines, so that no two threads write to one.
+  Units(int64_t memories, int64_t columns, size_t element_bytes, int threads) : columns(columns) {
+    const int64_t least = static_cast<int64_t>(64 / element_bytes);
+    for (block = 64; block > least && memories * count_of(block) < 2 * threads;) block /= 2;
     blocks = count_of(block);
     total = memories * blocks;
   }
@@ -69,6 +72,11 @@ struct Units {
 
   int64_t columns, block, blocks, total;
 };
+
+// Element `i` of a memory of this type.
+void* element(void* memory, size_t element_bytes, int64_t i) {
+  return static_cast<std::byte*>(memory) + i * static_cast<int64_t>(element_bytes);
+}
 
 }  // namespace
 
@@ -85,6 +93,7 @@ void mix(const Mix& args, std::span<const Segment> segments, MixScratch& scratch
   const int64_t tokens = args.qkvf.shape[0];
   const int64_t heads = s.H / s.G;
   const int64_t memories = static_cast<int64_t>(segments.size()) * s.G;
+  const size_t element_bytes = dtype_bytes(args.state_type);
   float* qkvf = args.qkvf.f32();
   float* scores = scratch.scores.data();
   float* out = args.out.f32();
@@ -94,12 +103,14 @@ void mix(const Mix& args, std::span<const Segment> segments, MixScratch& scratch
   std::fill_n(scores, tokens * s.H * s.M, 0.0f);
   std::fill_n(out, tokens * s.H * s.V, 0.0f);
 
-  const Units slots(memories, s.M, pool.threads());
+  const Units slots(memories, s.M, element_bytes, pool.threads());
   pool.parallel_for(slots.total, [&](int64_t unit) {
     const int64_t g = unit / slots.blocks % s.G;
     const Segment& segment = segments[unit / slots.blocks / s.G];
     const float* row = qkvf + segment.first * columns.width;
-    write_and_read({.memory = args.hk + segment.state * args.state_stride + g * s.K * s.M,
+    write_and_read({.type = args.state_type,
+                    .memory = element(args.hk, element_bytes,
+                                      segment.state * args.state_stride + g * s.K * s.M),
                     .stride = s.M,
                     .row_begin = 0,
                     .row_end = s.K,
@@ -126,12 +137,14 @@ void mix(const Mix& args, std::span<const Segment> segments, MixScratch& scratch
     for (int64_t h = 0; h < s.H; ++h) softmax(scores + (t * s.H + h) * s.M, s.M);
   });
 
-  const Units values(memories, s.V, pool.threads());
+  const Units values(memories, s.V, element_bytes, pool.threads());
   pool.parallel_for(values.total, [&](int64_t unit) {
     const int64_t g = unit / values.blocks % s.G;
     const Segment& segment = segments[unit / values.blocks / s.G];
     const float* row = qkvf + segment.first * columns.width;
-    write_and_read({.memory = args.hv + segment.state * args.state_stride + g * s.M * s.V,
+    write_and_read({.type = args.state_type,
+                    .memory = element(args.hv, element_bytes,
+                                      segment.state * args.state_stride + g * s.M * s.V),
                     .stride = s.V,
                     .row_begin = 0,
                     .row_end = s.M,

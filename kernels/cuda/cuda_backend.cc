@@ -97,7 +97,8 @@ class CudaBackend final : public Backend {
   double step_seconds() const override { return timer_.seconds(); }
 
  private:
-  using RecordingKey = std::tuple<int64_t, const void*, const void*>;  // rows, model, states
+  // rows, model, states, their type
+  using RecordingKey = std::tuple<int64_t, const void*, const void*, DType>;
 
   // Queues the upload of a small matrix, which the stream puts into tiles.
   void upload_small(const TensorView& host, void* device);
@@ -266,7 +267,8 @@ bool CudaBackend::begin_step(const Step& step) {
   take_tokens(alone_, sampler_.tokens(), step_.drawn_rows(),
               static_cast<int64_t>(step.drawn_rows.size()), step_.tokens());
   if (!recordable) return true;
-  const auto [at, fresh] = recordings_.try_emplace({T + filled_up_, step.model, step.states});
+  const auto [at, fresh] =
+      recordings_.try_emplace({T + filled_up_, step.model, step.states, step.state_type});
   recording_ = &at->second;
   if (fresh && T <= kStreamTokens) {
     program_ = std::make_unique<StreamProgram>(chained_, T, step_.tokens(), step_.decode_rows());

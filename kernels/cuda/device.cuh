@@ -4,9 +4,26 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cassert>
 #include <cstdint>
 
+#include "kernels/tensor.h"
+
 namespace gsa::cuda {
+
+// Calls body(T()) with the element type of `dtype`.
+template <typename Body>
+void with_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kF32:
+      return body(float());
+    case DType::kF16:
+      return body(__half());
+    default:
+      assert(dtype == DType::kBF16);
+      return body(__nv_bfloat16());
+  }
+}
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 

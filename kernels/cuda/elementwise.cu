@@ -12,20 +12,6 @@ constexpr int kThreads = 256;
 
 unsigned blocks_for(int64_t n) { return static_cast<unsigned>((n + kThreads - 1) / kThreads); }
 
-// Calls body(T()) with the element type of `dtype`.
-template <typename Body>
-void with_type(DType dtype, const Body& body) {
-  switch (dtype) {
-    case DType::kF32:
-      return body(float());
-    case DType::kF16:
-      return body(__half());
-    default:
-      assert(dtype == DType::kBF16);
-      return body(__nv_bfloat16());
-  }
-}
-
 template <typename T>
 __device__ __forceinline__ T from_float(float x) {
   if constexpr (sizeof(T) == sizeof(float))

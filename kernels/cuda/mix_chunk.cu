@@ -122,6 +122,7 @@ ChunkArgs ChunkedMix::kernel_args(const Mix& args, const ChunkStep& step) const 
           .v_column = static_cast<int>(v_column),
           .f_column = static_cast<int>(f_column),
           .out = args.out.f32(),
+          .state_type = args.state_type,
           .hk = args.hk,
           .hv = args.hv,
           .state_stride = args.state_stride,

@@ -27,8 +27,9 @@ struct ChunkArgs {
   int64_t width;
   int k_column, v_column, f_column;
   float* out;
-  float* hk;
-  float* hv;
+  DType state_type;
+  void* hk;
+  void* hv;
   int64_t state_stride;
 
   // Scratch by slot and memory, rows of padded_M floats. Tokens past the end of a segment and

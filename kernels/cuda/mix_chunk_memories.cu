@@ -11,8 +11,8 @@ constexpr int kAddWarps = 4;
 constexpr int kThreads = kLoadThreads + 32 * kAddWarps;
 
 // A block has kRows rows of one memory, all slots: rows of hk, or columns of hv, as columns of k or
-// v are what both are written from. It stays in registers over the whole segment, while the chunks
-// pass through a ring of kStages in shared memory.
+// v are what both are written from. It stays in registers, as floats, over the whole segment, while
+// the chunks pass through a ring of kStages in shared memory.
 template <int kRows, int kSlots, int kStages>
 struct MemoryKernel {
   using Rows = Tile<kLoadThreads, kChunk, kRows, kRows + 8>;      // of k or v, a token a row
@@ -91,31 +91,35 @@ struct MemoryKernel {
     }
   }
 
-  __device__ float* state() const {
-    return values ? args.hv + segment.state * args.state_stride + g * args.M * args.V + first_row
-                  : args.hk + segment.state * args.state_stride +
+  template <typename T>
+  __device__ T* state() const {
+    const int64_t at = segment.state * args.state_stride;
+    return values ? static_cast<T*>(args.hv) + at + g * args.M * args.V + first_row
+                  : static_cast<T*>(args.hk) + at +
                         (static_cast<int64_t>(g) * args.K + first_row) * args.M;
   }
   __device__ int64_t state_offset(int row, int m) const {
     return values ? static_cast<int64_t>(m) * args.V + row : static_cast<int64_t>(row) * args.M + m;
   }
 
-  __device__ void load_state() {
-    const float* from = state();
+  template <typename T>
+  __device__ __forceinline__ void load_state() {
+    const T* from = state<T>();
     for_pairs([&](int row, int m, float* sum) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        sum[j] = row < rows && m + j < args.M ? from[state_offset(row, m + j)] : 0.0f;
+        sum[j] = row < rows && m + j < args.M ? to_float(from[state_offset(row, m + j)]) : 0.0f;
       }
     });
   }
 
-  __device__ void store_state() {
-    float* to = state();
+  template <typename T>
+  __device__ __forceinline__ void store_state() {
+    T* to = state<T>();
     for_pairs([&](int row, int m, float* sum) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        if (row < rows && m + j < args.M) to[state_offset(row, m + j)] = sum[j];
+        if (row < rows && m + j < args.M) to[state_offset(row, m + j)] = T(sum[j]);
       }
     });
   }
@@ -167,7 +171,16 @@ struct MemoryKernel {
       for (int chunk = 0; chunk < kStages - 1; ++chunk) copy(chunk);
       activate_rows(0);
     } else {
-      load_state();
+      switch (args.state_type) {
+        case DType::kF32:
+          load_state<float>();
+          break;
+        case DType::kF16:
+          load_state<__half>();
+          break;
+        default:
+          load_state<__nv_bfloat16>();
+      }
     }
     for (int chunk = 0; chunk * kChunk < segment.count; ++chunk) {
       __syncthreads();  // this chunk is ready, and the stage of the one before it is free
@@ -180,7 +193,15 @@ struct MemoryKernel {
       }
     }
     grid_release();
-    if (!loads) store_state();
+    if (loads) return;
+    switch (args.state_type) {
+      case DType::kF32:
+        return store_state<float>();
+      case DType::kF16:
+        return store_state<__half>();
+      default:
+        return store_state<__nv_bfloat16>();
+    }
   }
 };
 

@@ -6,6 +6,7 @@
 #include <cassert>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/state_vector.cuh"
 
 namespace gsa::cuda {
 namespace {
@@ -19,8 +20,8 @@ constexpr unsigned kMostSplits = 8;
 
 struct Args {
   const float* qkvf;
-  float* hk;
-  float* hv;
+  void* hk;
+  void* hv;
   float* out;
   const DecodeRow* rows;
   int64_t state_stride;
@@ -34,42 +35,15 @@ __device__ __forceinline__ float activate(float x, FeatureMap map) {
   return map == FeatureMap::kSwish ? silu(x) : fmaxf(x, 0.0f);
 }
 
-// kWidth consecutive floats.
-template <int kWidth>
-struct Vec {
-  float v[kWidth];
-};
-
-template <int kWidth>
-__device__ __forceinline__ Vec<kWidth> load(const float* p) {
-  Vec<kWidth> x;
-  if constexpr (kWidth == 4) {
-    const float4 f = *reinterpret_cast<const float4*>(p);
-    x.v[0] = f.x, x.v[1] = f.y, x.v[2] = f.z, x.v[3] = f.w;
-  } else {
-    x.v[0] = *p;
-  }
-  return x;
-}
-
-template <int kWidth>
-__device__ __forceinline__ void store(const Vec<kWidth>& x, float* p) {
-  if constexpr (kWidth == 4) {
-    *reinterpret_cast<float4*>(p) = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
-  } else {
-    *p = x.v[0];
-  }
-}
-
-// How a block's threads cover a tile of rows by columns of a memory, kWidth columns each: thread i
-// has the columns of `column` in rows first, first + step, ...
-template <int kWidth>
+// How a block's threads cover a tile of rows by columns of a memory of T, kWidth columns each:
+// thread i has the columns of `column` in rows first, first + step, ...
+template <typename T, int kWidth>
 struct Tile {
-  float* at;  // this thread's first element
+  T* at;  // this thread's first element
   int column, first, step, turns;
-  int64_t stride;  // floats from one turn to the next
+  int64_t stride;  // elements from one turn to the next
 
-  __device__ Tile(float* memory, int64_t pitch, int rows, int columns) {
+  __device__ Tile(T* memory, int64_t pitch, int rows, int columns) {
     const int lanes = columns / kWidth;
     first = threadIdx.x / lanes;
     column = (threadIdx.x - first * lanes) * kWidth;
@@ -80,16 +54,16 @@ struct Tile {
   }
 };
 
-// A thread's elements of the hk tile and then of the hv tile, as one sequence that is copied ahead
-// through the thread's own places in shared memory.
-template <int kWidth>
+// A thread's elements of the hk tile and then of the hv tile, as one sequence. Vectors of 16 bytes
+// are copied ahead through the thread's own places in shared memory.
+template <typename T, int kWidth>
 class Stream {
  public:
-  __device__ Stream(float4* ring, const Tile<kWidth>& hk, const Tile<kWidth>& hv)
+  __device__ Stream(uint4* ring, const Tile<T, kWidth>& hk, const Tile<T, kWidth>& hv)
       : ring_(ring + threadIdx.x), next_(hk.at), stride_(hk.stride), left_(hk.turns), hv_(hv) {}
 
   __device__ __forceinline__ void ask() {
-    if constexpr (kWidth == 4) {
+    if constexpr (kWidth > 1) {
       if (left_ == 0 && !in_hv_)
         next_ = hv_.at, stride_ = hv_.stride, left_ = hv_.turns, in_hv_ = true;
       if (left_ > 0) {
@@ -102,10 +76,10 @@ class Stream {
     }
   }
   // The next element, which stands at `at`.
-  __device__ __forceinline__ Vec<kWidth> take(const float* at) {
-    if constexpr (kWidth == 4) {
+  __device__ __forceinline__ Vec<kWidth> take(const T* at) {
+    if constexpr (kWidth > 1) {
       copy_wait<kDepth - 1>();
-      const auto x = load<kWidth>(reinterpret_cast<const float*>(ring_ + asked_ * kThreads));
+      const auto x = load<kWidth>(reinterpret_cast<const T*>(ring_ + asked_ * kThreads));
       ask();
       return x;
     } else {
@@ -114,13 +88,13 @@ class Stream {
   }
 
  private:
-  float4* ring_;
-  const float* next_;
+  uint4* ring_;
+  const T* next_;
   int64_t stride_;
   int left_;
   int asked_ = 0;
   bool in_hv_ = false;
-  const Tile<kWidth>& hv_;
+  const Tile<T, kWidth>& hv_;
 };
 
 struct Shared {
@@ -157,7 +131,7 @@ __device__ __forceinline__ void sum_rows(const Vec<kWidth> (&mine)[kQueries], in
                                          int columns, float* sums, const Result& result) {
 #pragma unroll
   for (int h = 0; h < kQueries; ++h) {
-    store<kWidth>(mine[h], sums + (h * kThreads + threadIdx.x) * kWidth);
+    store(mine[h], sums + (h * kThreads + threadIdx.x) * kWidth);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < heads * columns; i += kThreads) {
@@ -172,7 +146,7 @@ __device__ __forceinline__ void sum_rows(const Vec<kWidth> (&mine)[kQueries], in
 
 // A cluster of blocks has one memory of one sequence: block i of it has rows [i k_rows, ...) of hk
 // and columns [i v_columns, ...) of hv.
-template <int kWidth, int kQueries>
+template <typename T, int kWidth, int kQueries>
 __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) float shared[];
   const cg::cluster_group cluster = cg::this_cluster();
@@ -185,12 +159,13 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
   const int k_begin = min(split * a.k_rows, a.K), k_count = min(a.k_rows, a.K - k_begin);
   const int v_begin = min(split * a.v_columns, a.V), v_count = min(a.v_columns, a.V - v_begin);
   const int64_t state = sequence.state * a.state_stride;
-  const Tile<kWidth> hk(a.hk + state + (int64_t{g} * a.K + k_begin) * a.M, a.M, k_count, a.M);
-  const Tile<kWidth> hv(a.hv + state + int64_t{g} * a.M * a.V + v_begin, a.V, v_count > 0 ? a.M : 0,
-                        max(v_count, kWidth));
-  Stream<kWidth> stream(reinterpret_cast<float4*>(shared), hk, hv);
+  const Tile<T, kWidth> hk(static_cast<T*>(a.hk) + state + (int64_t{g} * a.K + k_begin) * a.M, a.M,
+                           k_count, a.M);
+  const Tile<T, kWidth> hv(static_cast<T*>(a.hv) + state + int64_t{g} * a.M * a.V + v_begin, a.V,
+                           v_count > 0 ? a.M : 0, max(v_count, kWidth));
+  Stream<T, kWidth> stream(reinterpret_cast<uint4*>(shared), hk, hv);
   for (int i = 0; i < kDepth; ++i) stream.ask();
-  const Shared s(shared + (kWidth == 4 ? kDepth * kThreads * 4 : 0), a, kQueries);
+  const Shared s(shared + (kWidth > 1 ? kDepth * kThreads * 4 : 0), a, kQueries);
 
   grid_wait();
   const int width = a.H * a.K + a.G * (a.K + a.V + a.M);
@@ -227,13 +202,13 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
       const Vec<kWidth> write = load<kWidth>(s.write + hk.column);
       const float* key = s.key + hk.first;
       const float* query = s.query + hk.first;
-      float* at = hk.at;
+      T* at = hk.at;
       for (int turn = 0; turn < hk.turns; ++turn) {
         Vec<kWidth> x = first ? stream.take(at) : load<kWidth>(at);
         if (first) {
 #pragma unroll
           for (int i = 0; i < kWidth; ++i) x.v[i] = x.v[i] * keep.v[i] + *key * write.v[i];
-          store<kWidth>(x, at);
+          store_rounded(x, at);
         }
 #pragma unroll
         for (int h = 0; h < kQueries; ++h) {
@@ -278,13 +253,13 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
       const float* p = s.p + hv.first;
       const float* keep = s.keep + hv.first;
       const float* write = s.write + hv.first;
-      float* at = hv.at;
+      T* at = hv.at;
       for (int turn = 0; turn < hv.turns; ++turn) {
         Vec<kWidth> x = first ? stream.take(at) : load<kWidth>(at);
         if (first) {
 #pragma unroll
           for (int i = 0; i < kWidth; ++i) x.v[i] = x.v[i] * *keep + *write * value.v[i];
-          store<kWidth>(x, at);
+          store_rounded(x, at);
         }
 #pragma unroll
         for (int h = 0; h < kQueries; ++h) {
@@ -307,28 +282,28 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
 
 int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-template <int kWidth, int kQueries>
+template <typename T, int kWidth, int kQueries>
 void launch_decode(const Launch& how, Args args, int count, unsigned splits) {
   args.k_rows = round_up((args.K + splits - 1) / splits, 4);
-  args.v_columns = round_up((args.V + splits - 1) / splits, 4);
-  const size_t bytes = (kWidth == 4 ? kDepth * kThreads * 16 : 0) +
+  args.v_columns = round_up((args.V + splits - 1) / splits, std::max(kWidth, 4));
+  const size_t bytes = (kWidth > 1 ? kDepth * kThreads * 16 : 0) +
                        shared_floats(args, kQueries, kWidth) * sizeof(float);
   static size_t allowed = 0;
-  if (bytes > allowed) allow_shared_memory(decode_kernel<kWidth, kQueries>, allowed = bytes);
+  if (bytes > allowed) allow_shared_memory(decode_kernel<T, kWidth, kQueries>, allowed = bytes);
   launch(how,
          {.blocks = dim3(splits, static_cast<unsigned>(args.G), static_cast<unsigned>(count)),
           .threads = kThreads,
           .shared_bytes = bytes,
           .cluster = splits},
-         decode_kernel<kWidth, kQueries>, args);
+         decode_kernel<T, kWidth, kQueries>, args);
 }
 
-template <int kWidth>
+template <typename T, int kWidth>
 void choose_decode(const Launch& how, const Args& args, int count, unsigned splits) {
   const int queries = args.H / args.G;
-  if (queries == 1) return launch_decode<kWidth, 1>(how, args, count, splits);
-  if (queries == 2) return launch_decode<kWidth, 2>(how, args, count, splits);
-  launch_decode<kWidth, kMostQueries>(how, args, count, splits);
+  if (queries == 1) return launch_decode<T, kWidth, 1>(how, args, count, splits);
+  if (queries == 2) return launch_decode<T, kWidth, 2>(how, args, count, splits);
+  launch_decode<T, kWidth, kMostQueries>(how, args, count, splits);
 }
 
 }  // namespace
@@ -359,8 +334,17 @@ void mix_decode(const Launch& how, const Mix& mix, const DecodeRow* rows, int co
          std::min(shape.K, shape.V) >= 16 * static_cast<int64_t>(splits)) {
     splits *= 2;
   }
-  if (shape.M % 4 == 0 && shape.V % 4 == 0) return choose_decode<4>(how, args, count, splits);
-  choose_decode<1>(how, args, count, splits);
+  with_type(mix.state_type, [&](auto type) {
+    using T = decltype(type);
+    constexpr int kWidth = 16 / sizeof(T);
+    if (shape.M % kWidth == 0 && shape.V % kWidth == 0) {
+      return choose_decode<T, kWidth>(how, args, count, splits);
+    }
+    // A block has no more columns than threads then.
+    unsigned least = splits;
+    while (shape.V > int64_t{kThreads} * least) least *= 2;
+    choose_decode<T, 1>(how, args, count, least);
+  });
 }
 
 }  // namespace gsa::cuda

@@ -61,8 +61,9 @@ void StreamProgram::norm_project(const NormProject& args) {
 void StreamProgram::mix(const Mix& args) {
   expect(Next::kMix, Next::kOut);
   if (!possible_) return;
-  layers_.back().hk = args.hk;
-  layers_.back().hv = args.hv;
+  if (args.state_type != DType::kF32) return other();
+  layers_.back().hk = static_cast<float*>(args.hk);
+  layers_.back().hv = static_cast<float*>(args.hv);
   agree(step_.H, args.shape.H);
   agree(step_.G, args.shape.G);
   agree(step_.K, args.shape.K);

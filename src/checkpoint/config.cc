@@ -118,10 +118,11 @@ std::string_view feature_map_name(FeatureMap map) {
   throw Error("unknown feature map {}", static_cast<int>(map));
 }
 
-int64_t GsaConfig::state_bytes() const {
-  const int64_t memory = num_kv_heads * num_slots * (key_dim + value_dim);
+int64_t GsaConfig::state_bytes(DType type) const {
+  constexpr int64_t kFloat = sizeof(float);
+  const int64_t memories = memory_elements() * static_cast<int64_t>(dtype_bytes(type));
   const int64_t convolution = conv_size > 0 ? (conv_size - 1) * conv_channels() : 0;
-  return num_layers * (memory + convolution) * static_cast<int64_t>(sizeof(float));
+  return (memories + kFloat - 1) / kFloat * kFloat + num_layers * convolution * kFloat;
 }
 
 int64_t GsaConfig::parameters() const {

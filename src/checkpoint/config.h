@@ -45,9 +45,14 @@ struct GsaConfig {
   int64_t conv_channels() const { return q_rows() + k_rows() + v_rows(); }
   MixShape mix_shape() const { return {num_heads, num_kv_heads, key_dim, value_dim, num_slots}; }
 
-  // Bytes of one sequence's state: L*G*M*(K+V)*4 plus, for a model with short convolutions,
+  // Bytes of one sequence's state whose memories have this type: L*G*M*(K+V)*4, or half of that
+  // (rounded up to a multiple of 4) with 16 bits, plus, for a model with short convolutions,
   // L*(conv_size-1)*(q_rows+k_rows+v_rows)*4.
-  int64_t state_bytes() const;
+  int64_t state_bytes(DType type = DType::kF32) const;
+  // Elements of its memories.
+  int64_t memory_elements() const {
+    return num_layers * num_kv_heads * num_slots * (key_dim + value_dim);
+  }
 
   // Weights, the embedding counted once when tied.
   int64_t parameters() const;

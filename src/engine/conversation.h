@@ -83,7 +83,7 @@ class Conversation {
   int64_t tokens() const { return turns() == 0 ? 0 : last().position; }
   const std::string& system() const { return branch().system; }
   const TurnCost& cost() const { return cost_; }
-  int64_t state_bytes() const { return engine_.model().config.state_bytes(); }
+  int64_t state_bytes() const { return engine_.state_bytes(); }
   int64_t kept_bytes() const;
   int64_t keep_bytes() const { return options_.keep_bytes; }
 

@@ -11,19 +11,20 @@ namespace {
 
 int64_t choose_capacity(const EngineOptions& options, const GsaConfig& config,
                         const Backend& backend) {
+  const int64_t state_bytes = config.state_bytes(options.state_type);
   int64_t states = std::max<int64_t>(options.states, 1);
   if (options.states == 0 && options.memory_bytes > 0) {
-    states = options.memory_bytes / config.state_bytes();
+    states = options.memory_bytes / state_bytes;
     if (states == 0) {
       throw Error("--memory {:.3f} GiB: one state of this model takes {:.3f} GiB",
-                  options.memory_bytes / 0x1p30, config.state_bytes() / 0x1p30);
+                  options.memory_bytes / 0x1p30, state_bytes / 0x1p30);
     }
   }
   const int64_t free = backend.free_memory();
-  if (states > free / config.state_bytes()) {
+  if (states > free / state_bytes) {
     throw Error("{} states of {:.2f} MiB each need {:.2f} GiB, but {:.2f} GiB are free: at most {}",
-                states, config.state_bytes() / 0x1p20, states * (config.state_bytes() / 0x1p30),
-                free / 0x1p30, free / config.state_bytes());
+                states, state_bytes / 0x1p20, states * (state_bytes / 0x1p30), free / 0x1p30,
+                free / state_bytes);
   }
   return states;
 }
@@ -44,7 +45,8 @@ StepLimits step_limits(const Scheduler::Options& scheduling, int64_t states) {
 Engine::Engine(std::shared_ptr<const LoadedModel> model, const EngineOptions& options)
     : model_(std::move(model)),
       backend_(make_backend(options.device, options.threads)),
-      states_(model_->config, *backend_, choose_capacity(options, model_->config, *backend_)),
+      states_(model_->config, *backend_, choose_capacity(options, model_->config, *backend_),
+              options.state_type),
       scheduling_(scheduling(options, *backend_)),
       gsa_model_(model_->config, model_->weights, *backend_,
                  step_limits(scheduling_, states_.capacity()), options.on_load),

@@ -24,13 +24,14 @@
 namespace gsa {
 
 struct EngineOptions {
-  std::string device = "auto";  // auto, cpu or cuda
-  int threads = 0;              // 0: one per physical core
-  int64_t states = 0;           // sequences that run at once; 0: as many as memory_bytes hold
-  int64_t memory_bytes = 0;     // for states; 0 with states 0: one state
-  int64_t step_tokens = 0;      // most in a step, by which prompts are cut; 0: the device's choice
-  int64_t queue_limit = 1024;   // requests that may wait
-  int64_t cache_bytes = 0;      // of host memory for the prefix cache; 0: none
+  std::string device = "auto";     // auto, cpu or cuda
+  int threads = 0;                 // 0: one per physical core
+  int64_t states = 0;              // sequences that run at once; 0: as many as memory_bytes hold
+  int64_t memory_bytes = 0;        // for states; 0 with states 0: one state
+  DType state_type = DType::kF32;  // of the memories, one of kStateTypes
+  int64_t step_tokens = 0;     // most in a step, by which prompts are cut; 0: the device's choice
+  int64_t queue_limit = 1024;  // requests that may wait
+  int64_t cache_bytes = 0;     // of host memory for the prefix cache; 0: none
   // Queues a step before the tokens of the one before are read; no value: where the device works
   // while the host does something else. Results are the same.
   std::optional<bool> run_ahead{};
@@ -84,6 +85,8 @@ class Engine {
   int64_t capacity() const { return states_.capacity(); }
   int64_t step_tokens() const { return scheduling_.step_tokens; }
   int64_t weight_bytes() const { return gsa_model_.weight_bytes(); }
+  DType state_type() const { return states_.type(); }
+  int64_t state_bytes() const { return states_.state_bytes(); }  // of one sequence
 
   // Queues a request and returns at once. `on_result` is called exactly once for every id that is
   // returned, possibly before this returns. Nothing is returned when the queue is full, or after

@@ -128,7 +128,8 @@ TensorView GsaModel::forward(const Batch& batch, StatePool& states) {
                            .logit_rows = logit_rows_,
                            .drawn_rows = batch.drawn_rows,
                            .model = this,
-                           .states = states.hk(0)})) {
+                           .states = states.hk(0),
+                           .state_type = states.type()})) {
     run(states, T, logits);
   }
   backend_.end_step();
@@ -166,16 +167,17 @@ void GsaModel::run_layer(int64_t layer, StatePool& states, int64_t T) {
     backend_.convolve({.weight = w.conv,
                        .qkvf = qkvf,
                        .history = states.conv(layer),
-                       .state_stride = states.stride()});
+                       .state_stride = states.stride(DType::kF32)});
   }
   backend_.mix({.shape = c.mix_shape(),
                 .feature_map = c.feature_map,
                 .feature_weight = w.feature_map,
                 .normalizer = c.gate_logit_normalizer,
                 .qkvf = qkvf,
+                .state_type = states.type(),
                 .hk = states.hk(layer),
                 .hv = states.hv(layer),
-                .state_stride = states.stride(),
+                .state_stride = states.stride(states.type()),
                 .out = mixed});
   backend_.norm_project({.x = mixed,
                          .norm_weight = w.g_norm,

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -32,19 +33,23 @@ class StateHandle {
   int32_t index_ = -1;
 };
 
-// The memories of all sequences, in one block of device memory taken at the start: per state
-// hk [L,G,K,M], hv [L,G,M,V], then the short convolutions' last inputs
-// [L, conv_size-1, q_rows+k_rows+v_rows], all f32.
+// What the memories of a state may be stored as.
+inline constexpr DType kStateTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+
+// The states of all sequences, in one block of device memory taken at the start: per state the
+// memories hk [L,G,K,M] and hv [L,G,M,V] in the type of the pool, then the short convolutions' last
+// inputs [L, conv_size-1, q_rows+k_rows+v_rows] in f32.
 //
 // Used by one thread at a time, the one that uses the backend. Must outlive its handles.
 class StatePool {
  public:
   // Throws where the memory cannot be had, saying what `capacity` states take.
-  StatePool(const GsaConfig& config, Backend& backend, int64_t capacity);
+  StatePool(const GsaConfig& config, Backend& backend, int64_t capacity, DType type = DType::kF32);
 
   int64_t capacity() const { return capacity_; }
   int64_t available() const { return static_cast<int64_t>(free_.size()); }
-  int64_t state_bytes() const { return state_floats_ * sizeof(float); }
+  DType type() const { return type_; }
+  int64_t state_bytes() const { return state_bytes_; }
 
   // A state of zeros, or nothing when all are taken.
   std::optional<StateHandle> acquire();
@@ -52,28 +57,38 @@ class StatePool {
   // Makes `to` equal `from`: a fork.
   void copy(const StateHandle& from, const StateHandle& to);
 
-  // The whole state as [state_bytes] bytes in host memory, in the layout above; waits for the
-  // device. import throws unless the size is right.
+  // The whole state as floats in host memory, in the layout above, whatever the pool's type; waits
+  // for the device. import rounds to nearest even, so what was exported from the type comes back
+  // exactly; it throws unless the size is right.
   std::vector<float> export_state(const StateHandle& state);
   void import_state(const std::vector<float>& floats, const StateHandle& state);
 
-  // Where layer i's parts of state 0 begin; the same part of state s lies s * stride() floats on.
-  float* hk(int64_t layer) const;
-  float* hv(int64_t layer) const;
+  // Where layer i's parts of state 0 begin; the same part of state s lies s * stride(type)
+  // elements of the part's type on.
+  void* hk(int64_t layer) const;
+  void* hv(int64_t layer) const;
   float* conv(int64_t layer) const;  // null where the model has no short convolutions
-  int64_t stride() const { return stride_; }
+  int64_t stride(DType type) const {
+    return stride_bytes_ / static_cast<int64_t>(dtype_bytes(type));
+  }
 
  private:
   friend class StateHandle;
   void release(int32_t index);
-  float* at(const StateHandle& state) const { return buffer_.f32() + state.index() * stride_; }
+  std::byte* at(int32_t index) const {
+    return static_cast<std::byte*>(buffer_.data()) + index * stride_bytes_;
+  }
+  void fill(int32_t index, float value);
+  int64_t memory_elements() const;
+  int64_t conv_offset() const;  // bytes
 
   Backend& backend_;
   int64_t capacity_;
-  int64_t hk_floats_, hv_floats_, conv_floats_;  // of one layer
+  DType type_;
+  int64_t hk_elements_, hv_elements_, conv_floats_;  // of one layer
   int64_t layers_;
-  int64_t state_floats_;
-  int64_t stride_;  // state_floats_ rounded up, so that every state starts 64-byte aligned
+  int64_t state_bytes_;
+  int64_t stride_bytes_;  // state_bytes_ rounded up, so that every state starts 64-byte aligned
   Buffer buffer_;
   std::vector<int32_t> free_;
 };

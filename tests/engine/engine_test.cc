@@ -440,6 +440,11 @@ TEST_P(EngineTest, HoldsAsManyStatesAsTheMemoryTakes) {
   const int64_t state = model()->config.state_bytes();
   EXPECT_EQ(Engine(model(), {.device = "cpu", .memory_bytes = 5 * state + 1}).capacity(), 5);
   EXPECT_EQ(Engine(model(), {.device = "cpu"}).capacity(), 1);
+  const Engine half(model(),
+                    {.device = "cpu", .memory_bytes = 5 * state + 1, .state_type = DType::kF16});
+  EXPECT_EQ(half.capacity(), (5 * state + 1) / half.state_bytes());
+  EXPECT_EQ(half.state_bytes(), model()->config.state_bytes(DType::kF16));
+  EXPECT_LT(half.state_bytes(), state);
 }
 
 }  // namespace

@@ -52,27 +52,32 @@ Result run(Engine& engine, const Request& request) { return engine.submit(reques
 // --- Fork and rewind ---
 
 TEST_P(Fork, GoesOnFromASnapshotExactlyAsIfTheWholeTextHadBeenRead) {
-  Engine engine(model(), options());
-  Request first = make_request(prompt(20), 15, 4);
-  first.keep_snapshot = true;
-  const Completion begun = run(engine, first).completions[0];
-  ASSERT_TRUE(begun.snapshot);
-  EXPECT_EQ(begun.snapshot->tokens, joined({first.prompt, begun.tokens}));
+  for (DType type : kStateTypes) {
+    SCOPED_TRACE(dtype_name(type));
+    EngineOptions options = this->options();
+    options.state_type = type;
+    Engine engine(model(), options);
+    Request first = make_request(prompt(20), 15, 4);
+    first.keep_snapshot = true;
+    const Completion begun = run(engine, first).completions[0];
+    ASSERT_TRUE(begun.snapshot);
+    EXPECT_EQ(begun.snapshot->tokens, joined({first.prompt, begun.tokens}));
 
-  Request next = make_request(prompt(5, 2), 10, 9);
-  next.from = begun.snapshot;
-  next.keep_snapshot = true;
-  const Result forked = run(engine, next);
-  EXPECT_EQ(forked.prompt_tokens, 5);
+    Request next = make_request(prompt(5, 2), 10, 9);
+    next.from = begun.snapshot;
+    next.keep_snapshot = true;
+    const Result forked = run(engine, next);
+    EXPECT_EQ(forked.prompt_tokens, 5);
 
-  Request whole = make_request(joined({first.prompt, begun.tokens, next.prompt}), 10, 9);
-  whole.keep_snapshot = true;
-  const Completion expected = run(engine, whole).completions[0];
-  EXPECT_EQ(forked.completions[0].tokens, expected.tokens);
-  EXPECT_EQ(forked.completions[0].text, expected.text);
-  EXPECT_EQ(forked.completions[0].snapshot->tokens, expected.snapshot->tokens);
-  EXPECT_EQ(forked.completions[0].snapshot->state, expected.snapshot->state);
-  EXPECT_EQ(forked.completions[0].snapshot->logits, expected.snapshot->logits);
+    Request whole = make_request(joined({first.prompt, begun.tokens, next.prompt}), 10, 9);
+    whole.keep_snapshot = true;
+    const Completion expected = run(engine, whole).completions[0];
+    EXPECT_EQ(forked.completions[0].tokens, expected.tokens);
+    EXPECT_EQ(forked.completions[0].text, expected.text);
+    EXPECT_EQ(forked.completions[0].snapshot->tokens, expected.snapshot->tokens);
+    EXPECT_EQ(forked.completions[0].snapshot->state, expected.snapshot->state);
+    EXPECT_EQ(forked.completions[0].snapshot->logits, expected.snapshot->logits);
+  }
 }
 
 TEST_P(Fork, ContinuesWithoutAPromptWhereTheSnapshotStopped) {

@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "tests/support/devices.h"
+#include "tests/support/equations.h"
 #include "tests/support/error_of.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/temporary_folder.h"
@@ -72,22 +73,28 @@ TEST(Snapshot, SurvivesAFileBitForBitAndGoesOnAsIfNeverStopped) {
 using SnapshotOn = test::DeviceTest;
 INSTANTIATE_TEST_SUITE_P(Devices, SnapshotOn, testing::ValuesIn(test::kDevices), test::device_name);
 
-// A text begun on one device and ended on another, through a file.
+// A text begun on one device and ended on another, through a file; each may store memories in a
+// type of its own.
 std::vector<float> begin_and_end(std::unique_ptr<Backend> begin, std::unique_ptr<Backend> end,
                                  const GsaConfig& config, const ModelWeights& weights,
-                                 std::span<const int32_t> tokens) {
+                                 std::span<const int32_t> tokens, DType begin_type = DType::kF32,
+                                 DType end_type = DType::kF32) {
   const test::TemporaryFolder folder;
   const size_t cut = tokens.size() / 2;
-  test::Runner first(std::move(begin), config, weights, 16);
+  test::Runner first(std::move(begin), config, weights, 16, 8, begin_type);
   const StateHandle state = *first.states.acquire();
   save_snapshot(run_and_take(first, state, {tokens.begin(), tokens.begin() + cut}), config, kModel,
                 folder / "s.safetensors");
   const Snapshot loaded = load_snapshot(folder / "s.safetensors", config, kModel);
-  test::Runner second(std::move(end), config, weights, 16);
+  test::Runner second(std::move(end), config, weights, 16, 8, end_type);
   // Not the first state of its pool.
   const StateHandle other = *second.states.acquire(), restored = *second.states.acquire();
   second.states.import_state(loaded.state, restored);
-  EXPECT_EQ(second.states.export_state(restored), loaded.state);
+  std::vector<float> expected = loaded.state;
+  for (int64_t i = 0; i < config.memory_elements(); ++i) {
+    expected[i] = static_cast<float>(test::stored_as(end_type, expected[i]));
+  }
+  EXPECT_EQ(second.states.export_state(restored), expected);
   return second.logits(restored, tokens.subspan(cut));
 }
 
@@ -107,6 +114,27 @@ TEST_P(SnapshotOn, GoesOnOnAnotherDeviceAsOnItsOwn) {
     EXPECT_LE(test::relative_error(begin_and_end(backend(), cpu(), config, random.weights, tokens),
                                    expected),
               tolerance);
+  }
+}
+
+TEST_P(SnapshotOn, GoesOnInAnotherTypeOfState) {
+  const GsaConfig config = small_config(4);
+  const RandomWeights random = test::lively_weights(config, 3);
+  const std::vector<int32_t> tokens = test::random_tokens(66, config.vocab_size, 4);
+  const auto run = [&](DType begin, DType end) {
+    return begin_and_end(backend(), make_cpu_backend(2), config, random.weights, tokens, begin,
+                         end);
+  };
+  const std::vector<float> expected = run(DType::kF32, DType::kF32);
+  for (DType type : {DType::kF16, DType::kBF16}) {
+    SCOPED_TRACE(dtype_name(type));
+    // What 16 bits may cost (tests/model/state_type_test.cc), and TF32 products on a GPU.
+    const double tolerance =
+        3 * (type == DType::kF16 ? 0x1p-11 : 0x1p-9) + (device() == "cpu" ? 0 : 2e-3);
+    EXPECT_LT(test::relative_error(run(type, DType::kF32), expected), tolerance);
+    EXPECT_LT(test::relative_error(run(DType::kF32, type), expected), tolerance);
+    EXPECT_LT(test::relative_error(run(type, type), expected), tolerance);
+    EXPECT_GT(test::relative_error(run(type, type), expected), 0);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/error.h"
 #include "tests/support/devices.h"
+#include "tests/support/equations.h"
 #include "tests/support/model_fixture.h"
 
 namespace gsa {
@@ -24,9 +25,14 @@ GsaConfig config(int64_t conv_size) {
   return c;
 }
 
-using StatePoolOn = test::DeviceTest;
-INSTANTIATE_TEST_SUITE_P(Devices, StatePoolOn, testing::ValuesIn(test::kDevices),
-                         test::device_name);
+// Devices and types of the memories.
+using StatePoolOn = test::DeviceTypeTest;
+INSTANTIATE_TEST_SUITE_P(Devices, StatePoolOn, testing::ValuesIn(test::device_types()),
+                         test::device_type_name);
+
+int64_t floats_of(const GsaConfig& c) {
+  return c.state_bytes() / static_cast<int64_t>(sizeof(float));
+}
 
 TEST(StatePool, CountsTheBytesOfAStateExactly) {
   const auto backend = make_cpu_backend(1);
@@ -34,6 +40,16 @@ TEST(StatePool, CountsTheBytesOfAStateExactly) {
   EXPECT_EQ(StatePool(config(0), *backend, 1).state_bytes(), memories);
   // q, k and v have 16 + 8 + 12 channels, of which the last three inputs are kept.
   EXPECT_EQ(StatePool(config(4), *backend, 1).state_bytes(), memories + 3 * 3 * 36 * 4);
+  for (DType type : {DType::kF16, DType::kBF16}) {
+    EXPECT_EQ(StatePool(config(0), *backend, 1, type).state_bytes(), memories / 2);
+    EXPECT_EQ(StatePool(config(4), *backend, 1, type).state_bytes(), memories / 2 + 3 * 3 * 36 * 4);
+  }
+  // 3 layers of 1 * 5 * (4 + 7) are an odd number of elements: floats follow at a multiple of 4.
+  GsaConfig odd = config(4);
+  odd.num_heads = odd.num_kv_heads = 1;
+  odd.value_dim = 7;
+  EXPECT_EQ(StatePool(odd, *backend, 1, DType::kBF16).state_bytes(),
+            (165 + 1) * 2 + 3 * 3 * 15 * 4);
 }
 
 TEST(StatePool, GivesOutEachStateOnceAndTakesItBack) {
@@ -57,8 +73,8 @@ TEST(StatePool, GivesOutEachStateOnceAndTakesItBack) {
 
 TEST_P(StatePoolOn, HandsOutZerosWhateverTheLastSequenceLeft) {
   const auto backend = this->backend();
-  StatePool pool(config(4), *backend, 1);
-  std::vector<float> ones(pool.state_bytes() / sizeof(float), 1.0f);
+  StatePool pool(config(4), *backend, 1, dtype());
+  std::vector<float> ones(floats_of(config(4)), 1.0f);
   {
     const StateHandle state = *pool.acquire();
     pool.import_state(ones, state);
@@ -70,10 +86,11 @@ TEST_P(StatePoolOn, HandsOutZerosWhateverTheLastSequenceLeft) {
 
 TEST_P(StatePoolOn, ForksAnExactCopyThatThenLivesAlone) {
   const auto backend = this->backend();
-  StatePool pool(config(4), *backend, 3);
+  StatePool pool(config(4), *backend, 3, dtype());
   const StateHandle a = *pool.acquire(), b = *pool.acquire(), c = *pool.acquire();
-  std::vector<float> values(pool.state_bytes() / sizeof(float));
-  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  std::vector<float> values(floats_of(config(4)));
+  // Whole numbers that every type has.
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 251);
   pool.import_state(values, b);
   pool.copy(b, c);
   pool.import_state(std::vector<float>(values.size(), -1.0f), b);
@@ -83,9 +100,29 @@ TEST_P(StatePoolOn, ForksAnExactCopyThatThenLivesAlone) {
 
 TEST_P(StatePoolOn, RefusesAStateOfAnotherSize) {
   const auto backend = this->backend();
-  StatePool pool(config(0), *backend, 1);
+  StatePool pool(config(0), *backend, 1, dtype());
   const StateHandle state = *pool.acquire();
   EXPECT_THROW(pool.import_state({1.0f, 2.0f}, state), Error);
+}
+
+TEST_P(StatePoolOn, RoundsMemoriesAtImportAndGivesThemBackAsStored) {
+  GsaConfig odd = config(4);
+  odd.num_heads = odd.num_kv_heads = 1;
+  odd.value_dim = 7;
+  for (const GsaConfig& c : {config(0), config(4), odd}) {
+    const auto backend = this->backend();
+    StatePool pool(c, *backend, 2, dtype());
+    const StateHandle a = *pool.acquire(), b = *pool.acquire();
+    const std::vector<float> given = test::Random(1).normal(floats_of(c));
+    std::vector<float> expected = given;
+    for (int64_t i = 0; i < c.memory_elements(); ++i) {
+      expected[i] = static_cast<float>(test::stored_as(dtype(), given[i]));
+    }
+    pool.import_state(given, b);
+    EXPECT_EQ(pool.export_state(b), expected);
+    pool.import_state(expected, a);
+    EXPECT_EQ(pool.export_state(a), expected);
+  }
 }
 
 }  // namespace

@@ -50,7 +50,14 @@ inline std::vector<DeviceType> device_types() {
   return all;
 }
 
-// The same with the types that only large matrices have.
+// The same without float32.
+inline std::vector<DeviceType> types_of_16_bits() {
+  std::vector<DeviceType> types = device_types();
+  std::erase_if(types, [](const DeviceType& t) { return t.dtype == DType::kF32; });
+  return types;
+}
+
+// device_types() with the types that only large matrices have.
 inline std::vector<DeviceType> matrix_types() {
   std::vector<DeviceType> all = device_types();
   for (const std::string& device : kDevices) {

@@ -38,13 +38,16 @@ inline Doubles widen(const TensorView& view) {
   return out;
 }
 
+// x rounded to nearest even, as this type stores it; of float32 nothing is rounded.
+inline double stored_as(DType type, double x) {
+  if (type == DType::kF16) return f16_to_f32(f32_to_f16(static_cast<float>(x)));
+  if (type == DType::kBF16) return bf16_to_f32(f32_to_bf16(static_cast<float>(x)));
+  return x;
+}
+
 // What a type keeps of values that are stored in it.
 inline Doubles stored(DType type, Doubles values) {
-  for (double& v : values) {
-    const float x = static_cast<float>(v);
-    if (type == DType::kF16) v = f16_to_f32(f32_to_f16(x));
-    if (type == DType::kBF16) v = bf16_to_f32(f32_to_bf16(x));
-  }
+  for (double& v : values) v = stored_as(type, v);
   return values;
 }
 
@@ -101,6 +104,7 @@ struct MixEquation {
   FeatureMap feature_map = FeatureMap::kSwish;
   TensorView feature_weight;
   double normalizer = 8;
+  DType state_type = DType::kF32;  // what every write of a memory is rounded to
 
   Doubles phi(Doubles head) const {
     if (feature_map == FeatureMap::kT2R) head = product(feature_weight, head);
@@ -134,8 +138,11 @@ struct MixEquation {
     for (double& x : value) x = silu(x);
     for (int64_t m = 0; m < M; ++m) {
       const double keep = std::exp(-std::log1p(std::exp(-f[m])) / normalizer);
-      for (int64_t i = 0; i < K; ++i) hk[i * M + m] = hk[i * M + m] * keep + k[i] * (1 - keep);
-      for (int64_t i = 0; i < V; ++i) hv[m * V + i] = hv[m * V + i] * keep + value[i] * (1 - keep);
+      const auto update = [&](double& memory, double written) {
+        memory = stored_as(state_type, memory * keep + written * (1 - keep));
+      };
+      for (int64_t i = 0; i < K; ++i) update(hk[i * M + m], k[i]);
+      for (int64_t i = 0; i < V; ++i) update(hv[m * V + i], value[i]);
     }
   }
 

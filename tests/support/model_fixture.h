@@ -65,9 +65,9 @@ struct Runner {
       : Runner(make_cpu_backend(threads), config, weights, step_tokens, capacity) {}
 
   Runner(std::unique_ptr<Backend> device, const GsaConfig& config, const ModelWeights& weights,
-         int64_t step_tokens = 64, int64_t capacity = 8)
+         int64_t step_tokens = 64, int64_t capacity = 8, DType state_type = DType::kF32)
       : backend(std::move(device)),
-        states(config, *backend, capacity),
+        states(config, *backend, capacity, state_type),
         model(config, weights, *backend,
               {.tokens = step_tokens, .segments = capacity, .logit_rows = step_tokens}) {}
 

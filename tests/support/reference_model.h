@@ -11,8 +11,9 @@ namespace gsa::test {
 // The model token by token in double precision. The yardstick for shapes that no fixture covers.
 class ReferenceModel {
  public:
-  ReferenceModel(const GsaConfig& config, const ModelWeights& weights)
-      : c_(config), w_(weights), layers_(config.num_layers) {
+  ReferenceModel(const GsaConfig& config, const ModelWeights& weights,
+                 DType state_type = DType::kF32)
+      : c_(config), w_(weights), state_type_(state_type), layers_(config.num_layers) {
     for (Memory& m : layers_) {
       m.hk.assign(c_.num_kv_heads * c_.key_dim * c_.num_slots, 0);
       m.hv.assign(c_.num_kv_heads * c_.num_slots * c_.value_dim, 0);
@@ -41,8 +42,8 @@ class ReferenceModel {
         qkvf.insert(qkvf.end(), f.begin(), f.end());
       }
       if (c_.conv_size > 0) convolve(w.conv, memory.inputs, qkvf);
-      const MixEquation mix{c_.mix_shape(), c_.feature_map, w.feature_map,
-                            c_.gate_logit_normalizer};
+      const MixEquation mix{c_.mix_shape(), c_.feature_map, w.feature_map, c_.gate_logit_normalizer,
+                            state_type_};
       const Doubles o = mix.step(qkvf, memory.hk.data(), memory.hv.data());
       add(product(w.o_proj, rms_norm(o, w.g_norm, 1e-5)), x);
       add(gated_mlp(w.gate_up, w.down, rms_norm(x, w.mlp_norm, c_.norm_eps)), x);
@@ -57,6 +58,7 @@ class ReferenceModel {
 
   GsaConfig c_;
   ModelWeights w_;
+  DType state_type_;
   std::vector<Memory> layers_;
 };
 

@@ -24,14 +24,16 @@ std::string bench(std::vector<std::string> more) {
 }
 
 TEST(GsaBench, GivesAnArrayOfRowsWithLlamaBenchsKeysAndOurs) {
-  const json rows = json::parse(
-      bench({"-m", tale(), "-p", "0", "-n", "4", "-b", "3", "-d", "700", "-o", "json"}));
+  const json rows = json::parse(bench({"-m", tale(), "-p", "0", "-n", "4", "-b", "3", "-d", "700",
+                                       "--state-type", "f16", "-o", "json"}));
   ASSERT_EQ(rows.size(), 1u);
-  const int64_t state_bytes = 1310720;  // of tale-10m
+  const int64_t state_bytes = 1310720 / 2;  // of tale-10m, with memories of 16 bits
   for (const json& row : rows) {
     EXPECT_EQ(row.at("model_type"), "tale-10m.safetensors bf16");
     EXPECT_EQ(row.at("n_params"), 10231552);
     EXPECT_EQ(row.at("type"), "bf16");
+    EXPECT_EQ(row.at("state_type"), "f16");
+    EXPECT_EQ(row.at("state_size"), state_bytes);
     EXPECT_EQ(row.at("backend"), "cpu");
     EXPECT_EQ(row.at("n_threads"), 1);
     EXPECT_EQ(row.at("batch"), 3);
@@ -54,11 +56,14 @@ TEST(GsaBench, GivesAnArrayOfRowsWithLlamaBenchsKeysAndOurs) {
   EXPECT_NEAR(rows[0]["bytes_per_token"], (weights + 3 * 2 * state_bytes) / 3, 1);
 }
 
-BenchRow row(int64_t n_prompt, int64_t n_gen, int64_t n_depth) {
+BenchRow row(int64_t n_prompt, int64_t n_gen, int64_t n_depth,
+             const std::string& state_type = "f32") {
   return {.model_type = "m bf16",
           .model_size = int64_t{3} << 30,
           .n_params = 1500000000,
           .type = "bf16",
+          .state_type = state_type,
+          .state_size = 1 << 20,
           .backend = "cpu",
           .n_threads = 2,
           .batch = 8,
@@ -80,13 +85,15 @@ std::string printed(const std::string& format, const std::vector<BenchRow>& rows
 }
 
 TEST(BenchTable, PrintsMarkdownInLlamaBenchsShape) {
-  EXPECT_EQ(printed("md", {row(512, 0, 0), row(0, 128, 1000)}),
+  EXPECT_EQ(printed("md", {row(512, 0, 0), row(0, 128, 1000), row(0, 8, 0, "f16")}),
             "| model | size | params | backend | threads | batch | test | t/s | MB/token | GB/s | "
             "of read bandwidth |\n"
             "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
             "| m bf16 | 3.00 GiB | 1.50 B | cpu | 2 | 8 | pp512 | 10.00 ± 1.00 | 500.0 | 5.00 | "
             "50% |\n"
             "| m bf16 | 3.00 GiB | 1.50 B | cpu | 2 | 8 | tg128 @ d1000 | 10.00 ± 1.00 | 500.0 | "
+            "5.00 | 50% |\n"
+            "| m bf16, state f16 | 3.00 GiB | 1.50 B | cpu | 2 | 8 | tg8 | 10.00 ± 1.00 | 500.0 | "
             "5.00 | 50% |\n");
 }
 
@@ -102,13 +109,14 @@ TEST(BenchTable, PrintsTheSameFieldsAsJsonJsonlAndCsv) {
   std::string line, names;
   std::getline(csv, names);
   EXPECT_EQ(names,
-            "model_type,model_size,n_params,type,backend,n_threads,batch,n_prompt,n_gen,n_depth,"
-            "avg_ts,stddev_ts,bytes_per_token,gb_per_s,bandwidth_share");
+            "model_type,model_size,n_params,type,state_type,state_size,backend,n_threads,batch,"
+            "n_prompt,n_gen,n_depth,avg_ts,stddev_ts,bytes_per_token,gb_per_s,bandwidth_share");
   for (size_t i = 0; i < 2; ++i) {
     ASSERT_TRUE(std::getline(jsonl, line));
     EXPECT_EQ(json::parse(line), array[i]);
     ASSERT_TRUE(std::getline(csv, line));
-    EXPECT_THAT(line, StartsWith("\"m bf16\",3221225472,1500000000,\"bf16\",\"cpu\",2,8,"));
+    EXPECT_THAT(line, StartsWith("\"m bf16\",3221225472,1500000000,\"bf16\",\"f32\",1048576,"
+                                 "\"cpu\",2,8,"));
     EXPECT_EQ(std::count(line.begin(), line.end(), ','),
               std::count(names.begin(), names.end(), ','));
   }

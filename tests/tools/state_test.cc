@@ -72,6 +72,27 @@ TEST_F(State, GoesOnAsIfTheRunHadNeverStopped) {
   }
 }
 
+TEST_F(State, OfAnyTypeIsOneFormatThatGoesOnInAnyType) {
+  const auto with = [&](std::vector<std::string> more, const std::string& type) {
+    more.insert(more.end(), {"--temp", "0", "--state-type", type});
+    return generate(more);
+  };
+  for (const std::string type : {"bf16", "f16"}) {
+    SCOPED_TRACE(type);
+    const json whole = with({"-p", kPrompt, "-n", "30"}, type);
+    json tokens = with({"-p", kPrompt, "-n", "13", "--save-state", state_}, type).at("tokens");
+    const json rest = with({"--load-state", state_, "-n", "17"}, type).at("tokens");
+    tokens.insert(tokens.end(), rest.begin(), rest.end());
+    EXPECT_EQ(tokens, whole.at("tokens"));
+    // Half the bytes in use, the same file.
+    const json file = json::parse(output_of({"inspect", state_, "--json"}));
+    for (const json& tensor : file.at("tensors")) {
+      EXPECT_EQ(tensor.at("dtype"), tensor.at("name") == "tokens" ? "i32" : "f32");
+    }
+    EXPECT_EQ(with({"--load-state", state_, "-n", "5"}, "f32").at("tokens").size(), 5u);
+  }
+}
+
 TEST_F(State, TakesAPromptThatFollows) {
   const json first = generate({"--tokens", "1 20 30", "-n", "0", "--save-state", state_});
   EXPECT_EQ(first.at("tokens"), json::array());

@@ -40,6 +40,8 @@ TEST(Usage, NamesAWrongFlagAndExitsWithTwo) {
       {{"generate", "-m", m, "-p", "a", "-f", "b"}, "--file"},
       {{"generate", "-m", m, "-p", "a", "--device", "tpu"}, "--device: tpu not in {auto,cpu,cuda}"},
       {{"generate", "-m", m, "-p", "a", "--threads", "-1"}, "--threads"},
+      {{"score", "-m", m, "--tokens", "1", "--state-type", "q8"},
+       "--state-type: q8 not in {f32,bf16,f16}"},
       {{"generate", "-m", m, "-p", "a", "-n", "many"}, "--max-tokens"},
       {{"generate", "-m", m, "-p", "a", "--temp", "-1"}, "at least 0, found -1"},
       {{"generate", "-m", m, "-p", "a", "--temp", "nan"}, "at least 0, found nan"},
@@ -144,6 +146,9 @@ TEST(Inspect, KnowsFoldersCheckpointsAndSnapshots) {
     // 2 layers, 2 memories, 16 wide, 32 slots, keys and values, 4 bytes
     EXPECT_EQ(of.at("state_bytes"), 2 * 2 * 32 * (16 + 16) * 4);
   }
+  EXPECT_EQ(json::parse(output_of({"inspect", state, "--json", "--state-type", "bf16"}))
+                .at("state_bytes"),
+            2 * 2 * 32 * (16 + 16) * 2);
   EXPECT_EQ(hf.at("type"), "bf16");
   EXPECT_EQ(converted.at("type"), "bf16");
   EXPECT_THAT(output_of({"inspect", checkpoint}), HasSubstr("layers.0.qkvf"));

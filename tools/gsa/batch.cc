@@ -268,6 +268,7 @@ int run_batch(const BatchFlags& flags) {
                         .threads = flags.run.threads,
                         .states = flags.states.states,
                         .memory_bytes = static_cast<int64_t>(flags.states.memory_gib * 0x1p30),
+                        .state_type = state_type(flags.run.state_type),
                         .queue_limit = 256,
                         .cache_bytes = flags.cache_mib << 20};
   if (options.states == 0 && options.memory_bytes == 0) options.states = kDefaultStates;
@@ -276,7 +277,8 @@ int run_batch(const BatchFlags& flags) {
   options.on_load = loading_bar();
   Engine engine(load_model(flags.run.model), options);
   run = std::make_unique<BatchRun>(engine, flags);
-  spdlog::debug("{} states on {}", engine.capacity(), engine.backend().description());
+  spdlog::debug("{} states of {:.2f} MiB on {}", engine.capacity(), engine.state_bytes() / 0x1p20,
+                engine.backend().description());
   run->run();
   return 0;
 }

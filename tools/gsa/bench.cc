@@ -44,6 +44,7 @@ class Bench {
         engine_(model_, {.device = flags.run.device,
                          .threads = flags.run.threads,
                          .states = *std::max_element(flags.batches.begin(), flags.batches.end()),
+                         .state_type = state_type(flags.run.state_type),
                          .step_tokens = flags.step_tokens,
                          .on_load = loading_bar()}) {}
 
@@ -107,13 +108,15 @@ class Bench {
                  .model_size = engine_.weight_bytes(),
                  .n_params = config.parameters(),
                  .type = model_->type,
+                 .state_type = std::string(dtype_name(engine_.state_type())),
+                 .state_size = engine_.state_bytes(),
                  .backend = std::string(engine_.backend().name()),
                  .n_threads = engine_.backend().threads(),
                  .batch = batch,
                  .n_prompt = n_prompt,
                  .n_gen = n_gen,
                  .n_depth = depth};
-    const double state_bytes = 2.0 * static_cast<double>(config.state_bytes());  // read and written
+    const double state_bytes = 2.0 * static_cast<double>(engine_.state_bytes());  // read, written
     const double tokens = static_cast<double>(batch * std::max(n_prompt, n_gen));
     const double steps = n_gen > 0
                              ? static_cast<double>(n_gen)

@@ -19,6 +19,8 @@ Json row_json(const BenchRow& row) {
           {"model_size", row.model_size},
           {"n_params", row.n_params},
           {"type", row.type},
+          {"state_type", row.state_type},
+          {"state_size", row.state_size},
           {"backend", row.backend},
           {"n_threads", row.n_threads},
           {"batch", row.batch},
@@ -41,9 +43,12 @@ void print_md(const BenchRow& row, bool first) {
         "of read bandwidth |\n"
         "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
   }
+  // As a rule states are float32, which goes without saying.
+  const std::string model =
+      row.model_type + (row.state_type == "f32" ? "" : ", state " + row.state_type);
   std::printf(
       "| %s | %.2f GiB | %.2f B | %s | %d | %lld | %s | %.2f ± %.2f | %.1f | %.2f | %.0f%% |\n",
-      row.model_type.c_str(), row.model_size / 0x1p30, row.n_params / 1e9, row.backend.c_str(),
+      model.c_str(), row.model_size / 0x1p30, row.n_params / 1e9, row.backend.c_str(),
       row.n_threads, static_cast<long long>(row.batch), row.test().c_str(), row.avg_ts(),
       row.stddev_ts(), row.bytes_per_token / 1e6, row.gb_per_s(), 100 * row.bandwidth_share());
 }

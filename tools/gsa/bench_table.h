@@ -12,8 +12,10 @@ struct BenchRow {
   std::string model_type;  // "gsa-1.3b bf16"
   int64_t model_size = 0;  // bytes of the weights
   int64_t n_params = 0;
-  std::string type;     // of the large matrices
-  std::string backend;  // "cpu"
+  std::string type;        // of the large matrices
+  std::string state_type;  // of the memories
+  int64_t state_size = 0;  // bytes of one sequence's state
+  std::string backend;     // "cpu"
   int n_threads = 0;
   int64_t batch = 1;
   int64_t n_prompt = 0;

@@ -52,7 +52,7 @@ void show_banner(const Engine& engine, const Conversation& conversation, ChatScr
   if (screen.terminal()) {
     screen.note(fmt::format("{} ({}) on {}; {:.2f} MiB of state, however long the conversation",
                             model.identity.name, model.type, engine.backend().description(),
-                            model.config.state_bytes() / 0x1p20));
+                            engine.state_bytes() / 0x1p20));
   }
   if (conversation.tells_stories()) {
     screen.note(
@@ -69,6 +69,7 @@ int run_chat(const ChatFlags& flags) {
   Engine engine(load_model(flags.run.model), {.device = flags.run.device,
                                               .threads = flags.run.threads,
                                               .states = 1,
+                                              .state_type = state_type(flags.run.state_type),
                                               .on_load = loading_bar()});
   const auto keep_bytes = static_cast<int64_t>(flags.undo_memory_mib * 0x1p20);
   Conversation conversation(engine, request, {.keep_bytes = keep_bytes, .system = flags.system});

@@ -89,6 +89,7 @@ int run_generate(const GenerateFlags& flags) {
   Engine engine(model, {.device = flags.run.device,
                         .threads = flags.run.threads,
                         .states = 1,
+                        .state_type = state_type(flags.run.state_type),
                         .on_load = loading_bar()});
   spdlog::debug("{}: {} on {}; seed {}", flags.run.model, model->type,
                 engine.backend().description(), seed);

@@ -9,6 +9,7 @@
 #include "checkpoint/hf_folder.h"
 #include "kernels/error.h"
 #include "tools/gsa/commands.h"
+#include "tools/gsa/options.h"
 #include "tools/gsa/result_json.h"
 
 namespace gsa {
@@ -31,13 +32,13 @@ Json tensors_json(const std::map<std::string, TensorView>& tensors) {
   return list;
 }
 
-void add_config(const GsaConfig& config, Json& out) {
+void add_config(const GsaConfig& config, DType state_type, Json& out) {
   out["parameters"] = config.parameters();
-  out["state_bytes"] = config.state_bytes();
+  out["state_bytes"] = config.state_bytes(state_type);
   out["config"] = config_json(config);
 }
 
-Json describe(const std::string& path) {
+Json describe(const std::string& path, DType state_type) {
   Json out = {{"file", path}};
   if (std::filesystem::is_directory(path)) {
     const HfFolder folder = HfFolder::open(path);
@@ -45,7 +46,7 @@ Json describe(const std::string& path) {
     out["type"] = dtype_name(folder.type());
     out["tokenizer"] = !folder.tokenizer().empty();
     out["chat_template"] = !folder.chat_template().empty();
-    add_config(folder.config(), out);
+    add_config(folder.config(), state_type, out);
     out["tensors"] = tensors_json(folder.tensors());
     return out;
   }
@@ -55,7 +56,7 @@ Json describe(const std::string& path) {
     out["model"] = file.metadata("gsa.model");
     out["fingerprint"] = file.metadata("gsa.fingerprint");
     out["tokens"] = file.tensor("tokens").elements();
-    add_config(parse_normalized_config(file.metadata("gsa.config"), path), out);
+    add_config(parse_normalized_config(file.metadata("gsa.config"), path), state_type, out);
     out["tensors"] = tensors_json(file.tensors());
     return out;
   }
@@ -66,7 +67,7 @@ Json describe(const std::string& path) {
   out["tokenizer"] = !checkpoint.tokenizer().empty();
   out["chat_template"] = !checkpoint.chat_template().empty();
   out["file_bytes"] = std::filesystem::file_size(path);
-  add_config(checkpoint.config(), out);
+  add_config(checkpoint.config(), state_type, out);
   out["tensors"] = tensors_json(checkpoint.file().tensors());
   return out;
 }
@@ -93,17 +94,18 @@ void print_text(const Json& out) {
 
 void add_inspect(CLI::App& program, Action& action) {
   struct InspectFlags {
-    std::string file;
+    std::string file, state_type = RunFlags().state_type;
     bool json = false;
   };
   CLI::App* command =
       program.add_subcommand("inspect", "Show what a checkpoint, snapshot or model folder holds");
   const auto flags = std::make_shared<InspectFlags>();
   command->add_option("FILE", flags->file, "The file or folder")->required();
+  add_state_type_flag(*command, flags->state_type);
   command->add_flag("--json", flags->json, "Print one JSON object");
   command->callback([=, &action] {
     action = [flags] {
-      const Json out = describe(flags->file);
+      const Json out = describe(flags->file, state_type(flags->state_type));
       if (flags->json) {
         std::printf("%s\n", dump_json(out).c_str());
       } else {

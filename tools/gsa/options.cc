@@ -12,6 +12,7 @@
 #include <iterator>
 #include <limits>
 #include <random>
+#include <span>
 
 #include "kernels/error.h"
 
@@ -33,6 +34,19 @@ CLI::Validator number_from_zero(bool zero_too) {
 
 constexpr DType kWeightTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4};
 
+std::vector<std::string> names_of(std::span<const DType> types) {
+  std::vector<std::string> names;
+  for (DType type : types) names.emplace_back(dtype_name(type));
+  return names;
+}
+
+DType type_named(const std::string& name, std::span<const DType> types) {
+  for (DType type : types) {
+    if (name == dtype_name(type)) return type;
+  }
+  throw Error("type {} is not supported, expected {}", name, fmt::join(names_of(types), ", "));
+}
+
 }  // namespace
 
 void add_run_flags(CLI::App& command, RunFlags& flags) {
@@ -43,8 +57,15 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
   command.add_option("--threads", flags.threads, "Threads; 0: one per physical core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  add_state_type_flag(command, flags.state_type);
   command.add_flag_callback("--verbose", [] { spdlog::set_level(spdlog::level::debug); })
       ->description("Say more on stderr");
+}
+
+void add_state_type_flag(CLI::App& command, std::string& type) {
+  command.add_option("--state-type", type, "How memories are stored; 16 bits take half the bytes")
+      ->check(CLI::IsMember(state_type_names()))
+      ->capture_default_str();
 }
 
 void add_state_flags(CLI::App& command, StateFlags& flags) {
@@ -142,18 +163,13 @@ std::string read_text(const std::string& path) {
   return text;
 }
 
-std::vector<std::string> weight_type_names() {
-  std::vector<std::string> names;
-  for (DType type : kWeightTypes) names.emplace_back(dtype_name(type));
-  return names;
-}
+std::vector<std::string> weight_type_names() { return names_of(kWeightTypes); }
 
-DType weight_type(const std::string& name) {
-  for (DType type : kWeightTypes) {
-    if (name == dtype_name(type)) return type;
-  }
-  throw Error("type {} is not supported, expected {}", name, fmt::join(weight_type_names(), ", "));
-}
+DType weight_type(const std::string& name) { return type_named(name, kWeightTypes); }
+
+std::vector<std::string> state_type_names() { return names_of(kStateTypes); }
+
+DType state_type(const std::string& name) { return type_named(name, kStateTypes); }
 
 std::vector<int32_t> parse_token_ids(const std::string& text) {
   std::vector<int32_t> ids;

@@ -16,10 +16,14 @@ struct RunFlags {
   std::string model;
   std::string device = "auto";
   int threads = 0;
+  std::string state_type = "f32";
   bool verbose = false;
 };
 
 void add_run_flags(CLI::App& command, RunFlags& flags);
+
+// --state-type, which is one of them; `type` is a name for state_type().
+void add_state_type_flag(CLI::App& command, std::string& type);
 
 // --states and --memory, of commands that run several sequences.
 struct StateFlags {
@@ -59,6 +63,11 @@ Request make_request(const SamplingFlags& flags);
 std::vector<std::string> weight_type_names();
 // REQUIRES: one of these names (throws otherwise).
 DType weight_type(const std::string& name);
+
+// The types that the memories of a state may have, by name: "f32", "bf16", "f16".
+std::vector<std::string> state_type_names();
+// REQUIRES: one of these names (throws otherwise).
+DType state_type(const std::string& name);
 
 // The text of -p or -f ("-": standard input). Throws where the file cannot be read.
 std::string read_text(const std::string& path);

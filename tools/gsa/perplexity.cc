@@ -90,6 +90,7 @@ std::unique_ptr<Scoring> open_base(const PerplexityFlags& flags, const Scoring& 
   if (flags.base.empty()) return nullptr;
   RunFlags run = flags.run;
   run.model = flags.base;
+  run.state_type = RunFlags().state_type;
   auto base = std::make_unique<Scoring>(run);
   const int64_t found = base->model().config.vocab_size;
   const int64_t expected = scoring.model().config.vocab_size;
@@ -152,7 +153,7 @@ void add_perplexity(CLI::App& program, Action& action) {
   command
       ->add_option("--kl", flags->base,
                    "A checkpoint, such as the one that MODEL was quantized from: also print the "
-                   "divergence from its predictions")
+                   "divergence from its predictions, which it makes with a state of f32")
       ->type_name("BASE");
   command->add_flag("--json", flags->json, "Print one JSON object");
   command->callback([=, &action] { action = [flags] { return run_perplexity(*flags); }; });

@@ -13,7 +13,7 @@ Scoring::Scoring(const RunFlags& flags)
     : name_(flags.model),
       model_(load_model(flags.model)),
       backend_(make_backend(flags.device, flags.threads)),
-      states_(model_->config, *backend_, 1),
+      states_(model_->config, *backend_, 1, state_type(flags.state_type)),
       gsa_model_(model_->config, model_->weights, *backend_,
                  {.tokens = kChunk, .segments = 1, .logit_rows = kChunk}) {}
 
