@@ -15,15 +15,22 @@ namespace {
 constexpr int64_t kAlign = 64;
 constexpr int64_t kFloat = sizeof(float);
 
-// `count` numbers of 16 bits as floats, and back.
-void widen(const void* stored, DType type, int64_t count, float* out) {
-  const auto* bits = static_cast<const uint16_t*>(stored);
-  std::transform(bits, bits + count, out, type == DType::kBF16 ? bf16_to_f32 : f16_to_f32);
+template <auto kConvert, typename In, typename Out>
+void convert(const In* in, int64_t count, Out* out) {
+  std::transform(in, in + count, out, [](In x) { return kConvert(x); });
 }
 
-void narrow(const float* floats, DType type, int64_t count, void* out) {
-  auto* bits = static_cast<uint16_t*>(out);
-  std::transform(floats, floats + count, bits, type == DType::kBF16 ? f32_to_bf16 : f32_to_f16);
+// `count` numbers of 16 bits as floats, and back.
+void widen(const std::byte* stored, DType type, int64_t count, float* out) {
+  const auto* bits = reinterpret_cast<const uint16_t*>(stored);
+  type == DType::kF16 ? convert<f16_to_f32>(bits, count, out)
+                      : convert<bf16_to_f32>(bits, count, out);
+}
+
+void narrow(const float* floats, DType type, int64_t count, std::byte* out) {
+  auto* bits = reinterpret_cast<uint16_t*>(out);
+  type == DType::kF16 ? convert<f32_to_f16>(floats, count, bits)
+                      : convert<f32_to_bf16>(floats, count, bits);
 }
 
 }  // namespace

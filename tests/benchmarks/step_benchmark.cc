@@ -1,18 +1,23 @@
 // How long the forward pass of one step takes, without engine and sampling: steps of a published
 // size on random weights, queued one after the other.
 //
-//   step_benchmark CONFIG.json DEVICE [TYPE] [Google Benchmark's flags]
+//   step_benchmark CONFIG.json DEVICE [TYPE [STATE_TYPE...]] [Google Benchmark's flags]
 //
-// TYPE is f32, f16, bf16 (where none is given), q8 or q4.
+// TYPE, of the weights, is f32, f16, bf16 (where none is given), q8 or q4.
 //
-// decode/B: one token for each of B sequences; the counters say what share of the read bandwidth,
-// measured at the start, weights and states come to. prefill/T: T tokens of one sequence.
+// decode/STATE_TYPE/B: one token for each of B sequences with states of this type (f32 where none
+// is given); the counters say what share of the read bandwidth, measured at the start, weights and
+// states come to. prefill/STATE_TYPE/T: T tokens of one sequence. With
+// --benchmark_enable_random_interleaving the types take turns, on a machine that does other work.
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <initializer_list>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -37,37 +42,51 @@ class Steps {
         weights_(make_random_weights(config_, type, 1)),
         backend_(make_backend(device, 0)),
         bandwidth_(backend_->measure_read_bandwidth()),
-        states_(config_, *backend_, kSequences),
         model_(config_, weights_.weights, *backend_,
-               {.tokens = kPrompt, .segments = kSequences, .logit_rows = kSequences}) {
-    for (int64_t i = 0; i < kSequences; ++i) handles_.push_back(*states_.acquire());
-  }
+               {.tokens = kPrompt, .segments = kSequences, .logit_rows = kSequences}) {}
 
-  void decode(benchmark::State& state) {
+  void decode(DType type, benchmark::State& state) {
     const int64_t B = state.range(0);
+    States& states = states_of(type, B);
     Batch batch;
     for (int64_t i = 0; i < B; ++i) {
       const int32_t token = static_cast<int32_t>(i % config_.vocab_size);
-      batch.add(handles_[i], {&token, 1}, Logits::kLast);
+      batch.add(states.handles[i], {&token, 1}, Logits::kLast);
     }
-    run(batch, B, state);
-    const double bytes = model_.weight_bytes() + 2.0 * B * states_.state_bytes();
+    run(batch, B, states.pool, state);
+    const double bytes = model_.weight_bytes() + 2.0 * B * states.pool.state_bytes();
     const benchmark::Counter::Flags rate = benchmark::Counter::kIsIterationInvariantRate;
     state.counters["bytes/s"] = benchmark::Counter(bytes, rate);
     state.counters["of_bandwidth"] = benchmark::Counter(bytes / bandwidth_, rate);
   }
 
-  void prefill(benchmark::State& state) {
+  void prefill(DType type, benchmark::State& state) {
+    States& states = states_of(type, 1);
     std::vector<int32_t> tokens(state.range(0));
     for (size_t i = 0; i < tokens.size(); ++i) {
       tokens[i] = static_cast<int32_t>(i * 7919 % config_.vocab_size);
     }
     Batch batch;
-    batch.add(handles_[0], tokens, Logits::kLast);
-    run(batch, state.range(0), state);
+    batch.add(states.handles[0], tokens, Logits::kLast);
+    run(batch, state.range(0), states.pool, state);
   }
 
  private:
+  struct States {
+    StatePool pool;
+    std::vector<StateHandle> handles;
+  };
+
+  // With at least so many states; what is not acquired takes no memory on a CPU.
+  States& states_of(DType type, int64_t count) {
+    std::unique_ptr<States>& states = states_[type];
+    if (!states) {
+      states = std::make_unique<States>(StatePool(config_, *backend_, kSequences, type));
+    }
+    while (std::ssize(states->handles) < count) states->handles.push_back(*states->pool.acquire());
+    return *states;
+  }
+
   static GsaConfig read_config(const std::string& path) {
     std::ifstream file(path);
     const std::string text{std::istreambuf_iterator<char>(file), {}};
@@ -75,12 +94,12 @@ class Steps {
     return parse_hf_config(text, path);
   }
 
-  void run(const Batch& batch, int64_t tokens, benchmark::State& state) {
+  void run(const Batch& batch, int64_t tokens, StatePool& states, benchmark::State& state) {
     // A backend may record a step before it replays it.
-    for (int i = 0; i < 3; ++i) model_.forward(batch, states_);
+    for (int i = 0; i < 3; ++i) model_.forward(batch, states);
     backend_->synchronize();
     while (state.KeepRunningBatch(8)) {
-      for (int i = 0; i < 8; ++i) model_.forward(batch, states_);
+      for (int i = 0; i < 8; ++i) model_.forward(batch, states);
       backend_->synchronize();
     }
     state.counters["tokens/s"] = benchmark::Counter(static_cast<double>(tokens),
@@ -91,16 +110,15 @@ class Steps {
   RandomWeights weights_;
   std::unique_ptr<Backend> backend_;
   double bandwidth_;
-  StatePool states_;
   GsaModel model_;
-  std::vector<StateHandle> handles_;
+  std::map<DType, std::unique_ptr<States>> states_;
 };
 
-DType type_named(std::string_view name) {
-  for (DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4}) {
+DType type_named(std::string_view name, std::initializer_list<DType> types) {
+  for (DType type : types) {
     if (dtype_name(type) == name) return type;
   }
-  throw Error("type {}: expected f32, f16, bf16, q8 or q4", name);
+  throw Error("type {} is not supported here", name);
 }
 
 }  // namespace
@@ -108,21 +126,32 @@ DType type_named(std::string_view name) {
 
 int main(int argc, char** argv) try {
   benchmark::Initialize(&argc, argv);
-  if (argc != 3 && argc != 4) {
-    std::fprintf(stderr, "usage: step_benchmark CONFIG.json cpu|cuda [TYPE] [--benchmark_...]\n");
+  if (argc < 3) {
+    std::fprintf(stderr,
+                 "usage: step_benchmark CONFIG.json cpu|cuda [TYPE [STATE_TYPE...]] "
+                 "[--benchmark_...]\n");
     return 2;
   }
-  gsa::Steps steps(argv[1], argv[2], gsa::type_named(argc == 4 ? argv[3] : "bf16"));
-  const auto decode = [&](benchmark::State& state) { steps.decode(state); };
-  const auto prefill = [&](benchmark::State& state) { steps.prefill(state); };
-  benchmark::RegisterBenchmark("decode", decode)
-      ->ArgsProduct({{1, 2, 4, 8, 16, 32, 64, 256}})
-      ->UseRealTime()
-      ->Unit(benchmark::kMillisecond);
-  benchmark::RegisterBenchmark("prefill", prefill)
-      ->ArgsProduct({{512, 2048}})
-      ->UseRealTime()
-      ->Unit(benchmark::kMillisecond);
+  using enum gsa::DType;
+  const gsa::DType weights =
+      gsa::type_named(argc > 3 ? argv[3] : "bf16", {kF32, kF16, kBF16, kQ8, kQ4});
+  std::vector<std::string> types(argv + std::min(argc, 4), argv + argc);
+  if (types.empty()) types = {"f32"};
+  gsa::Steps steps(argv[1], argv[2], weights);
+  for (const std::string& name : types) {
+    const gsa::DType type = gsa::type_named(name, {kF32, kF16, kBF16});
+    const auto add = [&](const char* test, const std::vector<int64_t>& sizes, auto run) {
+      for (int64_t size : sizes) {
+        benchmark::RegisterBenchmark((std::string(test) + "/" + name).c_str(), run)
+            ->Arg(size)
+            ->UseRealTime()
+            ->Unit(benchmark::kMillisecond);
+      }
+    };
+    add("decode", {1, 2, 4, 8, 16, 32, 64, 256},
+        [&, type](benchmark::State& state) { steps.decode(type, state); });
+    add("prefill", {512, 2048}, [&, type](benchmark::State& state) { steps.prefill(type, state); });
+  }
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 } catch (const gsa::Error& error) {
