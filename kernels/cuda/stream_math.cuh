@@ -1,0 +1,59 @@
+// Arithmetic of the warps of a persistent kernel that compute.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/stream_plan.h"
+
+namespace gsa::cuda {
+
+// Of the warps that compute.
+__device__ __forceinline__ void stream_sync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kStreamThreads) : "memory");
+}
+
+__device__ __forceinline__ void mma(const uint4& a, uint32_t b0, uint32_t b1, float (&d)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ float4 load4(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
+}
+__device__ __forceinline__ float sum_of(const float4& v) { return (v.x + v.y) + (v.z + v.w); }
+
+// {bfloat16 x, y rounded} as one word, and what the rounding left as another.
+__device__ __forceinline__ uint2 split_pair(float x, float y) {
+  const __nv_bfloat162 high = __floats2bfloat162_rn(x, y);
+  const __nv_bfloat162 low = __floats2bfloat162_rn(x - __low2float(high), y - __high2float(high));
+  return make_uint2(*reinterpret_cast<const uint32_t*>(&high),
+                    *reinterpret_cast<const uint32_t*>(&low));
+}
+
+// Adds up vectors of 4 columns over the threads of a warp that agree in threadIdx.x modulo
+// 2^shift, and leaves what is left to add as sums[columns][kStreamWarps].
+__device__ __forceinline__ void fold(float4 v, int shift, float* sums) {
+#pragma unroll 1
+  for (int offset = 16; offset >> shift > 0; offset /= 2) {
+    v.x += __shfl_xor_sync(kAllLanes, v.x, offset);
+    v.y += __shfl_xor_sync(kAllLanes, v.y, offset);
+    v.z += __shfl_xor_sync(kAllLanes, v.z, offset);
+    v.w += __shfl_xor_sync(kAllLanes, v.w, offset);
+  }
+  const int span = max(shift, 5), lane = threadIdx.x & ((1 << span) - 1);
+  if (lane >> shift > 0) return;
+#pragma unroll 1
+  for (int row = threadIdx.x >> span; row < kStreamWarps; row += kStreamThreads >> span) {
+    float* to = sums + lane * 4 * kStreamWarps + row;
+    to[0] = v.x, to[kStreamWarps] = v.y, to[2 * kStreamWarps] = v.z, to[3 * kStreamWarps] = v.w;
+    v = make_float4(0, 0, 0, 0);  // where there are fewer rows than warps
+  }
+}
+__device__ __forceinline__ float folded(const float* sums) {
+  return sum_of(load4(sums)) + sum_of(load4(sums + 4));
+}
+
+}  // namespace gsa::cuda
