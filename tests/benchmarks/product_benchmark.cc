@@ -45,9 +45,8 @@ std::vector<uint16_t> random_weights(DType dtype, int64_t rows, int64_t columns)
 }
 
 void count_flops(benchmark::State& state) {
-  state.counters["FLOP/s"] =
-      benchmark::Counter(2.0 * kTokens * state.range(0) * state.range(1),
-                         benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["FLOP/s"] = benchmark::Counter(2.0 * kTokens * state.range(0) * state.range(1),
+                                                benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void ours(benchmark::State& state, DType dtype) {
@@ -63,7 +62,8 @@ void ours(benchmark::State& state, DType dtype) {
   const std::vector<int32_t> tokens(kTokens);
   const Segment segment{.count = kTokens};
   for (auto _ : state) {
-    if (!backend->begin_step({.tokens = tokens, .segments = {&segment, 1}, .logit_rows = {}})) continue;
+    if (!backend->begin_step({.tokens = tokens, .segments = {&segment, 1}, .logit_rows = {}}))
+      continue;
     backend->norm_project({.x = TensorView(x.data(), DType::kF32, {kTokens, columns}),
                            .norm_weight = {},
                            .eps = 1e-6,
