@@ -10,54 +10,12 @@
 #include <hwy/highway.h>
 
 #include "kernels/cpu/load-inl.h"
+#include "kernels/cpu/panel-inl.h"
 #include "kernels/cpu/quantized-inl.h"
+#include "kernels/cpu/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace gsa::cpu::HWY_NAMESPACE {
-
-const hn::ScalableTag<float> kF;
-using D = decltype(kF);
-using Vec = hn::Vec<D>;
-constexpr int64_t kLanes = hn::MaxLanes(kF);
-
-struct Operands {
-  const float* x;
-  int64_t x_stride;
-  const uint8_t* weight;
-  int64_t row_bytes;
-  int64_t cols;
-  float* y;
-  int64_t y_stride;
-  bool accumulate;
-  int64_t step = 1;  // from one row of a tile to the next
-
-  const uint8_t* row(int64_t r) const { return weight + r * row_bytes; }
-};
-
-// y (+)= the sums, each over its lanes. Every path ends here, so that all add in one order.
-template <int ROWS, int TOKENS>
-HWY_INLINE void finish(const Operands& o, int64_t row, int64_t token,
-                       const Vec (&sums)[ROWS][TOKENS]) {
-  HWY_UNROLL(8)
-  for (int t = 0; t < TOKENS; ++t) {
-    float* y = o.y + (token + t) * o.y_stride + row;
-    HWY_UNROLL(8)
-    for (int r = 0; r < ROWS; ++r) {
-      const float sum = hn::GetLane(hn::SumOfLanes(kF, sums[r][t]));
-      float& to = y[r * o.step];
-      to = o.accumulate ? to + sum : sum;
-    }
-  }
-}
-
-template <int ROWS, int TOKENS>
-HWY_INLINE void clear(Vec (&sums)[ROWS][TOKENS]) {
-  HWY_UNROLL(8)
-  for (int r = 0; r < ROWS; ++r) {
-    HWY_UNROLL(8)
-    for (int t = 0; t < TOKENS; ++t) sums[r][t] = hn::Zero(kF);
-  }
-}
 
 // A register tile: ROWS rows of the weight by TOKENS tokens, one vector of partial sums for each.
 // The weights at p, of which a row's next are asked for a page ahead: where the processor's own
@@ -201,14 +159,6 @@ struct Quantized {
   }
 };
 
-// Tokens of a tile: as many sums as the registers hold (32 with AVX-512 and NEON, 16 otherwise).
-constexpr int kRows = 4;
-#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
-constexpr int kTokens = 6;
-#else
-constexpr int kTokens = 3;
-#endif
-
 // Few tokens: bound by reading the weights, which go from memory into the sums.
 template <class W>
 void few_tokens(const Operands& o, int64_t row_begin, int64_t row_end, int64_t tokens) {
@@ -229,104 +179,6 @@ void few_tokens(const Operands& o, int64_t row_begin, int64_t row_end, int64_t t
     all_tokens.template operator()<1>(o, row);
   }
 }
-
-// Many tokens: bound by arithmetic. A panel of weights is widened once and used for a block of
-// tokens, columns in pieces that stay in the first cache level; between the pieces the vectors of
-// partial sums wait in memory, so that every sum still takes its columns in order.
-class Panel {
- public:
-  static constexpr int64_t kPanelRows = 32, kColumns = 512, kBlockTokens = 96;
-
-  template <class W>
-  void run(const Operands& o, int64_t row_begin, int64_t row_end, int64_t tokens) {
-    for (int64_t row = row_begin; row < row_end; row += kPanelRows) {
-      const int64_t rows = std::min(kPanelRows, row_end - row);
-      for (int64_t t = 0; t < tokens; t += kBlockTokens) {
-        const int64_t block = std::min(kBlockTokens, tokens - t);
-        for (int64_t c = 0; c < o.cols; c += kColumns) {
-          const int64_t count = std::min(kColumns, o.cols - c);
-          for (int64_t r = 0; r < rows; ++r) {
-            W::expand(o, row + r, c, count, weights_ + r * kColumns);
-          }
-          piece(o, {row, rows, t, block, c, count});
-        }
-      }
-    }
-  }
-
- private:
-  struct Piece {
-    int64_t row, rows, token, tokens, column, columns;
-  };
-
-  void piece(const Operands& o, const Piece& p) {
-    int64_t t = 0;
-    for (; t + kTokens <= p.tokens; t += kTokens) all_rows<kTokens>(o, p, t);
-    for (; t < p.tokens; ++t) all_rows<1>(o, p, t);
-  }
-
-  template <int TOKENS>
-  HWY_INLINE void all_rows(const Operands& o, const Piece& p, int64_t t) {
-    int64_t r = 0;
-    for (; r + kRows <= p.rows; r += kRows) tile<kRows, TOKENS>(o, p, r, t);
-    for (; r < p.rows; ++r) tile<1, TOKENS>(o, p, r, t);
-  }
-
-  template <int ROWS, int TOKENS>
-  HWY_INLINE void tile(const Operands& o, const Piece& p, int64_t row, int64_t token) {
-    const float* w = weights_ + row * kColumns;
-    const float* x = o.x + (p.token + token) * o.x_stride + p.column;
-    float* kept = sums_ + (row * kBlockTokens + token * ROWS) * kLanes;
-    Vec sums[ROWS][TOKENS];
-    if (p.column == 0) {
-      clear(sums);
-    } else {
-      HWY_UNROLL(8)
-      for (int r = 0; r < ROWS; ++r) {
-        HWY_UNROLL(8)
-        for (int t = 0; t < TOKENS; ++t) {
-          sums[r][t] = hn::Load(kF, kept + (r * TOKENS + t) * kLanes);
-        }
-      }
-    }
-    int64_t c = 0;
-    for (; c + kLanes <= p.columns; c += kLanes) {
-      Vec in[TOKENS];
-      HWY_UNROLL(8)
-      for (int t = 0; t < TOKENS; ++t) in[t] = hn::LoadU(kF, x + t * o.x_stride + c);
-      HWY_UNROLL(8)
-      for (int r = 0; r < ROWS; ++r) {
-        const Vec weight = hn::Load(kF, w + r * kColumns + c);
-        HWY_UNROLL(8)
-        for (int t = 0; t < TOKENS; ++t) sums[r][t] = hn::MulAdd(weight, in[t], sums[r][t]);
-      }
-    }
-    if (const int64_t rest = p.columns - c; rest > 0) {
-      HWY_UNROLL(8)
-      for (int t = 0; t < TOKENS; ++t) {
-        const Vec in = load_f32_tail(kF, x + t * o.x_stride + c, rest);
-        HWY_UNROLL(8)
-        for (int r = 0; r < ROWS; ++r) {
-          sums[r][t] = hn::MulAdd(hn::Load(kF, w + r * kColumns + c), in, sums[r][t]);
-        }
-      }
-    }
-    if (p.column + p.columns == o.cols) {
-      finish(o, p.row + row, p.token + token, sums);
-    } else {
-      HWY_UNROLL(8)
-      for (int r = 0; r < ROWS; ++r) {
-        HWY_UNROLL(8)
-        for (int t = 0; t < TOKENS; ++t) {
-          hn::Store(sums[r][t], kF, kept + (r * TOKENS + t) * kLanes);
-        }
-      }
-    }
-  }
-
-  HWY_ALIGN float weights_[kPanelRows * kColumns];
-  HWY_ALIGN float sums_[kPanelRows * kBlockTokens * kLanes];
-};
 
 // From here on widening the weights first is worth its while.
 constexpr int64_t kManyTokens = 12;

@@ -1,5 +1,6 @@
 // Products with norms, and the gated MLP, against double precision.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -73,6 +74,36 @@ class NormProjectCase {
     const std::vector<float> before = random_.normal(rows * p_.out);
     x_.set(x);
     y_.set(before);
+    project(data);
+    EXPECT_EQ(x_.get(rows), x) << "the input changed";
+    return test::worst_row_error(y_.get(rows), expected(x, before, rows), p_.out);
+  }
+
+  // The product of kMostRows rows, always the same ones, `chunk` rows a step.
+  std::vector<float> in_chunks(int64_t chunk) {
+    Random random(5);
+    const std::vector<float> x = random.normal(kMostRows * p_.columns);
+    const std::vector<float> before = random.normal(kMostRows * p_.out);
+    const auto part = [](const std::vector<float>& all, int64_t first, int64_t n, int64_t columns) {
+      return std::vector<float>(all.begin() + first * columns, all.begin() + (first + n) * columns);
+    };
+    std::vector<float> result;
+    for (int64_t first = 0; first < kMostRows; first += chunk) {
+      const int64_t rows = std::min(chunk, kMostRows - first);
+      x_.set(part(x, first, rows, p_.columns));
+      y_.set(part(before, first, rows, p_.out));
+      project(StepData::prompt(rows));
+      const std::vector<float> y = y_.get(rows);
+      result.insert(result.end(), y.begin(), y.end());
+    }
+    return result;
+  }
+
+ private:
+  static constexpr double kEps = 1e-6;
+
+  void project(const StepData& data) {
+    const int64_t rows = static_cast<int64_t>(data.tokens.size());
     test::run_step(backend_, data.step(), [&] {
       backend_.norm_project({.x = x_.view(rows),
                              .norm_weight = p_.norm_weight ? norm_.device : TensorView(),
@@ -81,12 +112,7 @@ class NormProjectCase {
                              .accumulate = p_.accumulate,
                              .y = y_.view(rows)});
     });
-    EXPECT_EQ(x_.get(rows), x) << "the input changed";
-    return test::worst_row_error(y_.get(rows), expected(x, before, rows), p_.out);
   }
-
- private:
-  static constexpr double kEps = 1e-6;
 
   Doubles expected(const std::vector<float>& x, const std::vector<float>& before,
                    int64_t rows) const {
@@ -204,6 +230,22 @@ TEST_P(BackendProducts, NormProjectOfARowOfZerosIsZero) {
           {.x = x.view(), .norm_weight = {}, .eps = 1e-6, .weight = weight.device, .y = y.view()});
     });
     EXPECT_EQ(y.get(), std::vector<float>(rows * out, 0.0f));
+  }
+}
+
+// Rows beyond a block of tokens, columns beyond a piece of a panel, and numbers that no tile
+// divides.
+TEST_P(BackendProducts, OnACpuARowIsTheSameBitsAloneAndAmongOthers) {
+  if (device() != "cpu") GTEST_SKIP() << "holds on the CPU alone";
+  for (const Product& p : {Product{40, 33, true, false, {}}, Product{1000, 75, true, true, {}},
+                           Product{2048, 40, true, false, {}}, Product{6400, 9, true, true, {}}}) {
+    const auto backend = this->backend();
+    NormProjectCase product(*backend, dtype(), p);
+    const std::vector<float> together = product.in_chunks(kMostRows);
+    for (int64_t chunk : {1, 5, 13, 97}) {
+      EXPECT_EQ(product.in_chunks(chunk), together)
+          << "in chunks of " << chunk << ", " << p.columns << " -> " << p.out;
+    }
   }
 }
 
