@@ -16,7 +16,6 @@
 #include "kernels/cuda/mix_decode.cuh"
 #include "kernels/cuda/read_bandwidth.cuh"
 #include "kernels/cuda/sample.cuh"
-#include "kernels/cuda/small_weights.h"
 #include "kernels/cuda/step_timer.h"
 #include "kernels/cuda/stream_program.h"
 #include "kernels/cuda/uploader.h"
@@ -101,7 +100,6 @@ class CudaBackend final : public Backend {
   using RecordingKey = std::tuple<int64_t, const void*, const void*, DType>;
 
   // Queues the upload of a small matrix, which the stream puts into tiles.
-  void upload_small(const TensorView& host, void* device);
   // One of the two products of a NormProject, whose columns of y begin at `first`.
   void project(const NormProject& args, const TensorView& weight, int64_t first);
   void reserve_sampler(const TensorView& logits);
@@ -120,8 +118,6 @@ class CudaBackend final : public Backend {
 
   std::vector<Buffer> weights_;
   std::unique_ptr<Uploader> uploader_;
-  size_t stored_bytes_ = 0;
-  DeviceArray<std::byte> stored_;  // a small matrix that has just been uploaded
 
   StepLimits limits_;
   DeviceStep step_;
@@ -182,33 +178,16 @@ Buffer CudaBackend::allocate(size_t bytes) {
 }
 
 TensorView CudaBackend::import_weights(const TensorView& host) {
-  const bool small = is_quantized(host.dtype);
-  weights_.push_back(allocate(small ? small_bytes(host) : host.bytes()));
+  weights_.push_back(allocate(Uploader::device_bytes(host)));
   TensorView view = host;
   view.data = weights_.back().data();
-  if (!uploader_) uploader_ = std::make_unique<Uploader>(stream_.get());
-  if (small) {
-    upload_small(host, view.data);
-  } else {
-    uploader_->upload(host.data, host.bytes(), view.data);
-  }
+  if (!uploader_) uploader_ = std::make_unique<Uploader>(alone_);
+  uploader_->upload(host, view.data);
   if (host.rank == 2) {
     element_bytes_ = std::max(element_bytes_, dtype_bytes(operand_type(host.dtype)));
     multiplier_->expect(view);
   }
   return view;
-}
-
-void CudaBackend::upload_small(const TensorView& host, void* device) {
-  if (host.bytes() > stored_bytes_) {
-    stored_ = {};  // waits for what still reads it
-    stored_ = DeviceArray<std::byte>(host.bytes());
-    stored_bytes_ = host.bytes();
-  }
-  TensorView stored = host;
-  stored.data = stored_.get();
-  uploader_->upload(host.data, host.bytes(), stored.data);
-  pack_small(alone_, stored, device);
 }
 
 void CudaBackend::upload(const void* host, size_t bytes, void* device) {
@@ -232,8 +211,6 @@ void CudaBackend::fill(float* device, int64_t count, float value) {
 void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) {
   uploader_.reset();  // all weights are there
   synchronize();
-  stored_ = {};
-  stored_bytes_ = 0;
   if (std::max(limits.tokens, limits.logit_rows) > kSmallMatVecTokens) multiplier_->reserve();
   recordings_.clear();
   limits_ = limits;
