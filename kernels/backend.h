@@ -162,7 +162,9 @@ class Backend {
   // next begin_step(). Returns whether the operations must be issued: false where the backend has
   // recorded them in an earlier step and replays them in end_step().
   [[nodiscard]] virtual bool begin_step(const Step& step) = 0;
-  virtual void end_step() = 0;
+  // Whether the operations must be issued once more, and the step ended again: true where the
+  // backend has only looked at them.
+  [[nodiscard]] virtual bool end_step() = 0;
 
   virtual void embed(const TensorView& table, const TensorView& x) = 0;  // [N, D] -> [T, D] f32
   virtual void norm_project(const NormProject& args) = 0;

@@ -89,7 +89,7 @@ class CpuBackend final : public Backend {
 
   void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) override;
   bool begin_step(const Step& step) override;
-  void end_step() override {}
+  bool end_step() override { return false; }
   void embed(const TensorView& table, const TensorView& x) override;
   void norm_project(const NormProject& args) override;
   void convolve(const Convolve& args) override { cpu::convolve(args, step_.segments, pool_); }

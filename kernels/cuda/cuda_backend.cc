@@ -80,7 +80,7 @@ class CudaBackend final : public Backend {
 
   void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) override;
   bool begin_step(const Step& step) override;
-  void end_step() override;
+  bool end_step() override;
   void embed(const TensorView& table, const TensorView& x) override;
   void norm_project(const NormProject& args) override;
   void convolve(const Convolve& args) override;
@@ -136,10 +136,10 @@ class CudaBackend final : public Backend {
     std::unique_ptr<StreamProgram> program;
     GraphExec graph;
   };
-  // Those that were seen. The first time tells whether one kernel can do them, else they are
-  // recorded at their second.
+  // Those that were seen. Where one kernel cannot do the operations, they are executed the first
+  // time and recorded the second.
   std::map<RecordingKey, Recording> recordings_;
-  std::unique_ptr<StreamProgram> program_;  // what is told the operations of this step, or none
+  std::unique_ptr<StreamProgram> program_;  // takes note of the operations of this step, or none
   Recording* recording_ = nullptr;          // the one of this step, or none
   bool capturing_ = false;
 };
@@ -258,11 +258,13 @@ bool CudaBackend::begin_step(const Step& step) {
   return true;
 }
 
-void CudaBackend::end_step() {
+bool CudaBackend::end_step() {
   if (program_) {
-    if (program_->finish()) recording_->program = std::move(program_);
-    program_.reset();
-    return;  // this time the operations have been executed one by one
+    std::unique_ptr<StreamProgram> program = std::move(program_);
+    if (!program->finish()) return true;
+    program->run();
+    recording_->program = std::move(program);
+    return false;
   }
   if (capturing_) {
     capturing_ = false;
@@ -270,15 +272,19 @@ void CudaBackend::end_step() {
     GSA_CUDA_CHECK(cudaStreamEndCapture(stream_.get(), graph.out()));
     GSA_CUDA_CHECK(cudaGraphInstantiate(recording_->graph.out(), graph.get(), 0));
   }
-  if (recording_ == nullptr) return;
-  if (recording_->program) return recording_->program->run();
-  if (recording_->graph) GSA_CUDA_CHECK(cudaGraphLaunch(recording_->graph.get(), stream_.get()));
+  if (recording_ == nullptr) return false;
+  if (recording_->program) {
+    recording_->program->run();
+  } else if (recording_->graph) {
+    GSA_CUDA_CHECK(cudaGraphLaunch(recording_->graph.get(), stream_.get()));
+  }
+  return false;
 }
 
 void CudaBackend::embed(const TensorView& table, const TensorView& x) {
+  if (program_) return program_->embed(table);
   // The first kernel waits for everything before it: those after it may read states early.
   cuda::embed(alone_, table, step_.tokens(), rows_of(x), x.f32());
-  if (program_) program_->embed(table);
 }
 
 void* CudaBackend::operand(const TensorView& x, int64_t rows, const TensorView& norm_weight,
@@ -294,7 +300,7 @@ void* CudaBackend::operand(const TensorView& x, int64_t rows, const TensorView& 
 }
 
 void CudaBackend::norm_project(const NormProject& args) {
-  if (program_) program_->norm_project(args);
+  if (program_) return program_->norm_project(args);
   const MatVec all = mat_vec_of(args, rows_of(args.x));
   if (mat_vec_takes(all)) return mat_vec(chained_, all);
   project(args, args.weight, 0);
@@ -322,7 +328,7 @@ void CudaBackend::project(const NormProject& args, const TensorView& weight, int
 }
 
 void CudaBackend::convolve(const Convolve& args) {
-  if (program_) program_->other();
+  if (program_) return program_->other();
   const int64_t channels = args.weight.shape[0], C = args.weight.shape[1];
   if (!edges_.get()) {
     const int64_t tiles = limits_.tokens / kChunk + limits_.segments + 8;
@@ -333,7 +339,7 @@ void CudaBackend::convolve(const Convolve& args) {
 }
 
 void CudaBackend::mix(const Mix& args) {
-  if (program_) program_->mix(args);
+  if (program_) return program_->mix(args);
   if (args.feature_map == FeatureMap::kT2R) {
     map_heads(chained_, args.feature_weight, rows_of(args.qkvf), args.qkvf.shape[1],
               args.shape.H + args.shape.G, args.qkvf.f32());
@@ -349,7 +355,7 @@ void CudaBackend::mix(const Mix& args) {
 }
 
 void CudaBackend::gated_mlp(const GatedMlp& args) {
-  if (program_) program_->gated_mlp(args);
+  if (program_) return program_->gated_mlp(args);
   const int64_t rows = rows_of(args.x), F = args.hidden.shape[1];
   if (rows <= mat_vec_tokens(args.gate_up.dtype)) {
     mat_vec(chained_, {.x = args.x.f32(),
@@ -380,7 +386,7 @@ void CudaBackend::gated_mlp(const GatedMlp& args) {
 }
 
 void CudaBackend::gather_logit_rows(const TensorView& x, const TensorView& out) {
-  if (program_) program_->gather_logit_rows();
+  if (program_) return program_->gather_logit_rows();
   gather(chained_, x.f32(), step_.logit_rows(), rows_of(out), x.shape[1], out.f32());
 }
 

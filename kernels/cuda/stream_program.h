@@ -10,8 +10,8 @@
 namespace gsa::cuda {
 
 // The operations of GsaModel's step for a few tokens are told to a program one after the other,
-// beside being executed; where the persistent kernel can do all of them, it takes over from the
-// next step of that kind on.
+// instead of being executed; where the persistent kernel can do all of them, it does this step and
+// the later ones of that kind.
 class StreamProgram {
  public:
   // `tokens` and `rows` are in device memory, where later steps have theirs too.

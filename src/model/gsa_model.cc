@@ -123,16 +123,17 @@ TensorView GsaModel::forward(const Batch& batch, StatePool& states) {
   }
 
   const TensorView logits = view(logits_, R, c.vocab_size);
-  if (backend_.begin_step({.tokens = batch.tokens,
-                           .segments = segments_,
-                           .logit_rows = logit_rows_,
-                           .drawn_rows = batch.drawn_rows,
-                           .model = this,
-                           .states = states.hk(0),
-                           .state_type = states.type()})) {
-    run(states, T, logits);
-  }
-  backend_.end_step();
+  bool issue = backend_.begin_step({.tokens = batch.tokens,
+                                    .segments = segments_,
+                                    .logit_rows = logit_rows_,
+                                    .drawn_rows = batch.drawn_rows,
+                                    .model = this,
+                                    .states = states.hk(0),
+                                    .state_type = states.type()});
+  do {
+    if (issue) run(states, T, logits);
+    issue = backend_.end_step();
+  } while (issue);
   return logits;
 }
 

@@ -135,8 +135,11 @@ inline double tolerance(const std::string& device, DType dtype, Form form) {
 // the same again.
 template <typename Operations>
 void run_step(Backend& backend, const Step& step, Operations&& operations) {
-  if (backend.begin_step(step)) operations();
-  backend.end_step();
+  bool issue = backend.begin_step(step);
+  do {
+    if (issue) operations();
+    issue = backend.end_step();
+  } while (issue);
 }
 
 }  // namespace gsa::test
