@@ -192,7 +192,7 @@ class Backend {
   // Waits for the oldest draw not yet collected and returns its results in order. A row whose
   // logits hold a NaN throws; the draw is then collected all the same.
   virtual void collect_sample(std::span<SampleResult> results) = 0;
-  // Forgets the draws not yet collected. Throws nothing, whatever became of the device.
+  // Forgets draws not collected and a step not ended. Throws nothing, whatever the device does.
   virtual void drop_samples() = 0;
   // Both in one. REQUIRES: every draw is collected.
   void sample(const TensorView& logits, std::span<const SampleRow> rows,

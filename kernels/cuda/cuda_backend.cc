@@ -99,10 +99,11 @@ class CudaBackend final : public Backend {
   // rows, model, states, their type
   using RecordingKey = std::tuple<int64_t, const void*, const void*, DType>;
 
-  // Queues the upload of a small matrix, which the stream puts into tiles.
   // One of the two products of a NormProject, whose columns of y begin at `first`.
   void project(const NormProject& args, const TensorView& weight, int64_t first);
   void reserve_sampler(const TensorView& logits);
+  // After an operation threw while the stream took note of them: it executes again what it is told.
+  void leave_capture();
   // The norm of x as the operand of a product with many tokens, in scratch memory.
   void* operand(const TensorView& x, int64_t rows, const TensorView& norm_weight, double eps,
                 DType type);
@@ -135,6 +136,7 @@ class CudaBackend final : public Backend {
   struct Recording {
     std::unique_ptr<StreamProgram> program;
     GraphExec graph;
+    bool executed = false;  // once to the end, by which all that it needs has been set up
   };
   // Those that were seen. Where one kernel cannot do the operations, they are executed the first
   // time and recorded the second.
@@ -213,6 +215,7 @@ void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64
   synchronize();
   if (std::max(limits.tokens, limits.logit_rows) > kSmallMatVecTokens) multiplier_->reserve();
   recordings_.clear();
+  edges_ = {};
   limits_ = limits;
   step_.reserve(limits);
   if (limits.tokens > 1 || limits.logit_rows > kMatVecTokens) {
@@ -223,12 +226,15 @@ void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64
   }
 }
 
+void CudaBackend::leave_capture() {
+  if (!capturing_) return;
+  capturing_ = false;
+  Graph unfinished;
+  cudaStreamEndCapture(stream_.get(), unfinished.out());
+}
+
 bool CudaBackend::begin_step(const Step& step) {
-  if (capturing_) {  // an operation of the last step threw
-    Graph unfinished;
-    cudaStreamEndCapture(stream_.get(), unfinished.out());
-    capturing_ = false;
-  }
+  leave_capture();
   recording_ = nullptr;
   program_.reset();
   const int64_t T = static_cast<int64_t>(step.tokens.size());
@@ -244,16 +250,13 @@ bool CudaBackend::begin_step(const Step& step) {
   take_tokens(alone_, sampler_.tokens(), step_.drawn_rows(),
               static_cast<int64_t>(step.drawn_rows.size()), step_.tokens());
   if (!recordable) return true;
-  const auto [at, fresh] =
-      recordings_.try_emplace({T + filled_up_, step.model, step.states, step.state_type});
-  recording_ = &at->second;
-  if (fresh && T <= kStreamTokens) {
-    program_ = std::make_unique<StreamProgram>(chained_, T, step_.tokens(), step_.decode_rows());
-  }
+  recording_ = &recordings_[{T + filled_up_, step.model, step.states, step.state_type}];
   if (recording_->program || recording_->graph) return false;
-  if (!fresh) {
-    capturing_ = true;
+  if (recording_->executed) {
     GSA_CUDA_CHECK(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+    capturing_ = true;
+  } else if (T <= kStreamTokens) {
+    program_ = std::make_unique<StreamProgram>(chained_, T, step_.tokens(), step_.decode_rows());
   }
   return true;
 }
@@ -277,6 +280,8 @@ bool CudaBackend::end_step() {
     recording_->program->run();
   } else if (recording_->graph) {
     GSA_CUDA_CHECK(cudaGraphLaunch(recording_->graph.get(), stream_.get()));
+  } else {
+    recording_->executed = true;
   }
   return false;
 }
@@ -422,6 +427,7 @@ void CudaBackend::collect_sample(std::span<SampleResult> results) {
 }
 
 void CudaBackend::drop_samples() {
+  leave_capture();
   sampler_.drop();
   timer_.draws_dropped();
 }
