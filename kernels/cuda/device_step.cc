@@ -53,10 +53,7 @@ void DeviceStep::arrange(const Step& step, int64_t rows) {
 
 void DeviceStep::upload(const Step& step, int64_t rows, cudaStream_t stream) {
   arrange(step, rows);
-  rows_ = rows;
-  logit_count_ = static_cast<int64_t>(host_logit_rows_.size());
   decode_count_ = static_cast<int64_t>(host_decode_.size());
-  segment_count_ = static_cast<int64_t>(host_segments_.size());
   tile_count_ = static_cast<int64_t>(host_tiles_.size());
   // Segments of one token are one tile each.
   long_tiles_ = tile_count_ - decode_count_;

@@ -21,17 +21,13 @@ class DeviceStep {
   // Queues the upload of the step, filled up to `rows` tokens with rows that belong to no state.
   void upload(const Step& step, int64_t rows, cudaStream_t stream);
 
-  int64_t rows() const { return rows_; }
-
   // In device memory.
-  int32_t* tokens() { return at<int32_t>(kTokens); }                     // [rows]
-  const int32_t* drawn_rows() const { return at<int32_t>(kDrawnRows); }  // Step::drawn_rows
-  const int32_t* logit_rows() const { return at<int32_t>(kLogitRows); }  // [logit_count]
-  int64_t logit_count() const { return logit_count_; }
+  int32_t* tokens() { return at<int32_t>(kTokens); }                       // [rows]
+  const int32_t* drawn_rows() const { return at<int32_t>(kDrawnRows); }    // Step::drawn_rows
+  const int32_t* logit_rows() const { return at<int32_t>(kLogitRows); }    // Step::logit_rows
   const DecodeRow* decode_rows() const { return at<DecodeRow>(kDecode); }  // segments of one token
   int64_t decode_count() const { return decode_count_; }
   const Segment* segments() const { return at<Segment>(kSegments); }  // all, long ones first
-  int64_t segment_count() const { return segment_count_; }
   int64_t long_segments() const { return long_segments_; }
   const ChunkTile* tiles() const { return at<ChunkTile>(kTiles); }  // of all segments, in order
   int64_t tile_count() const { return tile_count_; }
@@ -62,8 +58,7 @@ class DeviceStep {
   int slot_ = 0;
 
   std::array<size_t, kParts> offsets_{};
-  int64_t rows_ = 0, logit_count_ = 0, decode_count_ = 0, segment_count_ = 0, long_segments_ = 0,
-          tile_count_ = 0, long_tiles_ = 0;
+  int64_t decode_count_ = 0, long_segments_ = 0, tile_count_ = 0, long_tiles_ = 0;
 };
 
 }  // namespace gsa::cuda

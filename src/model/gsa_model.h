@@ -36,8 +36,8 @@ struct Batch {
 
 // A GSA language model on a backend: weights and the forward pass.
 //
-// All activations are allocated at construction for the widest step; forward() allocates nothing
-// on the device. Used by one thread at a time, the one that uses the backend.
+// All activations are allocated at construction for the widest step; forward() leaves it to the
+// backend to take a little for a kind of step that is new. Used by the thread of the backend alone.
 class GsaModel {
  public:
   // Told how many bytes of the weights the backend has, while they are handed over.
