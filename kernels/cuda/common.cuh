@@ -19,6 +19,14 @@ inline void check(cudaError_t status, const char* what) {
 // Evaluates a CUDA call and throws gsa::Error naming it where it fails.
 #define GSA_CUDA_CHECK(call) ::gsa::cuda::check((call), #call)
 
+// The same for an allocation, with its size.
+inline void check_memory(cudaError_t status, size_t bytes, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw Error("CUDA: cannot allocate " + std::to_string((bytes + 0xfffff) >> 20) + " MiB of " +
+              what + ": " + cudaGetErrorString(status));
+}
+
 // A CUDA handle that is destroyed with its owner.
 template <typename T, cudaError_t (*kDestroy)(T)>
 class Handle {
@@ -55,7 +63,7 @@ class DeviceArray {
   explicit DeviceArray(size_t n) {
     if (n == 0) return;
     void* data = nullptr;
-    GSA_CUDA_CHECK(cudaMalloc(&data, n * sizeof(T)));
+    check_memory(cudaMalloc(&data, n * sizeof(T)), n * sizeof(T), "device memory");
     data_ = Memory(data);
   }
   T* get() const { return static_cast<T*>(data_.get()); }
@@ -72,7 +80,7 @@ class PinnedArray {
   PinnedArray() = default;
   explicit PinnedArray(size_t n) {
     void* data = nullptr;
-    GSA_CUDA_CHECK(cudaMallocHost(&data, n * sizeof(T)));
+    check_memory(cudaMallocHost(&data, n * sizeof(T)), n * sizeof(T), "page-locked memory");
     data_ = Memory(data);
   }
   T* get() const { return static_cast<T*>(data_.get()); }
