@@ -299,17 +299,26 @@ TEST_P(GsaModelOf, GivesTheSameBitsWhenRunAgain) {
   }
 }
 
-TEST_P(GsaModelOn, RepeatsAStepOfTheSameShapeOnOtherStatesAndTokens) {
-  // A backend may record a step and replay it: what it works on must be this step's.
-  const GsaConfig config = with(shape(4, 2, 16, 16, 16), FeatureMap::kSwish, 4, true);
-  const RandomWeights random = lively_weights(config, 12);
-  Runner run(backend(), config, random.weights);
+// Of which a GPU repeats steps as a graph of kernels, and as one kernel.
+struct Repeated {
+  GsaConfig config;
+  DType dtype;
+};
+std::vector<Repeated> repeated() {
+  return {{with(shape(4, 2, 16, 16, 16), FeatureMap::kSwish, 4, true), DType::kF32},
+          {large_shapes()[2].config, DType::kBF16}};
+}
+
+// Decodes three of eight sequences, others each time.
+void repeat_on_other_states(const std::string& device, std::unique_ptr<Backend> backend,
+                            const Repeated& model) {
+  const RandomWeights random = lively_weights(model.config, 12, model.dtype);
+  Runner run(std::move(backend), model.config, random.weights);
   const std::vector<StateHandle> states = acquire(run.states, 8);
-  const int64_t N = config.vocab_size;
+  const int64_t N = model.config.vocab_size;
   std::vector<std::vector<int32_t>> fed(states.size());
   std::vector<std::vector<float>> found(states.size());
   for (uint32_t step = 0; step < 40; ++step) {
-    // Three of the eight, others each time.
     Batch batch;
     const std::vector<int32_t> tokens = random_tokens(3, N, step);
     std::vector<size_t> chosen;
@@ -327,18 +336,26 @@ TEST_P(GsaModelOn, RepeatsAStepOfTheSameShapeOnOtherStatesAndTokens) {
   }
   for (size_t i = 0; i < states.size(); ++i) {
     SCOPED_TRACE(i);
-    Runner alone(backend(), config, random.weights);
-    expect_same(device(), DType::kF32, found[i], alone.logits(*alone.states.acquire(), fed[i]));
+    Runner alone(make_backend(device, 2), model.config, random.weights);
+    expect_same(device, model.dtype, found[i], alone.logits(*alone.states.acquire(), fed[i]));
   }
 }
 
-TEST_P(GsaModelOn, WorksOnTheStatesThatItIsGiven) {
-  // Steps of one shape, of two models and two pools in turn on one backend.
-  const GsaConfig config = shape(2, 2, 16, 16, 16);
-  const std::vector<RandomWeights> weights = {lively_weights(config, 13),
-                                              lively_weights(config, 14)};
+TEST_P(GsaModelOn, RepeatsAStepOfTheSameShapeOnOtherStatesAndTokens) {
+  // A backend may record a step and replay it: what it works on must be this step's.
+  for (const Repeated& model : repeated()) {
+    SCOPED_TRACE(dtype_name(model.dtype));
+    repeat_on_other_states(device(), backend(), model);
+  }
+}
+
+// Steps of one shape, of two models and two pools in turn on one backend.
+void alternate(const std::string& device, std::unique_ptr<Backend> backend,
+               const Repeated& repeated) {
+  const GsaConfig& config = repeated.config;
+  const std::vector<RandomWeights> weights = {lively_weights(config, 13, repeated.dtype),
+                                              lively_weights(config, 14, repeated.dtype)};
   const std::vector<int32_t> tokens = random_tokens(24, config.vocab_size, 15);
-  const auto backend = this->backend();
   StatePool pools[] = {StatePool(config, *backend, 3), StatePool(config, *backend, 3)};
   const StepLimits limits{.tokens = 2, .segments = 2, .logit_rows = 2};
   GsaModel models[] = {GsaModel(config, weights[0].weights, *backend, limits),
@@ -359,9 +376,16 @@ TEST_P(GsaModelOn, WorksOnTheStatesThatItIsGiven) {
     }
   }
   for (int m : {0, 1}) {
-    Runner alone(this->backend(), config, weights[m].weights, 1);
+    Runner alone(make_backend(device, 2), config, weights[m].weights, 1);
     const std::vector<float> expected = alone.logits(*alone.states.acquire(), tokens);
-    for (int p : {0, 1}) expect_same(device(), DType::kF32, found[m][p], expected);
+    for (int p : {0, 1}) expect_same(device, repeated.dtype, found[m][p], expected);
+  }
+}
+
+TEST_P(GsaModelOn, WorksOnTheStatesThatItIsGiven) {
+  for (const Repeated& model : repeated()) {
+    SCOPED_TRACE(dtype_name(model.dtype));
+    alternate(device(), backend(), model);
   }
 }
 

@@ -81,6 +81,18 @@ TEST_P(StateType, AgreesWithTheEquationsThatRoundAsItDoes) {
   }
 }
 
+// A shape and weights of which a GPU would decode in one kernel if the states were float32.
+TEST_P(StateType, IsThatOfStepsWhichAreRepeated) {
+  GsaConfig c = config(4, 2, 64, 64, 64, 0);
+  c.intermediate_size = 256;
+  const RandomWeights random = test::lively_weights(c, 9, DType::kBF16);
+  const std::vector<int32_t> tokens = random_tokens(30, c.vocab_size, 10);
+  Runner run = runner(c, random, 1);
+  const std::vector<float> found = run.logits(*run.states.acquire(), tokens);
+  const test::Doubles rounded = logits_of({c, random.weights, dtype()}, tokens);
+  EXPECT_LT(relative_error(found, rounded), 0.2 * tolerance());
+}
+
 TEST_P(StateType, GivesTheSameLogitsWhereverAPromptIsCut) {
   for (const GsaConfig& config : kConfigs) {
     SCOPED_TRACE(config.hidden_size);
