@@ -154,8 +154,8 @@ class Backend {
   // Bytes per second that reading memory reaches now, with all threads; takes about a second.
   virtual double measure_read_bandwidth() = 0;
 
-  // Takes scratch for the widest step of a model; called once, when all weights have been imported
-  // and before the first step.
+  // Takes scratch for the widest step of a model, when its weights have been imported and before
+  // its first step. REQUIRES: models that share a backend agree in all of it.
   virtual void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) = 0;
 
   // Tells the backend what the operations up to end_step() work on. The spans must live until the
