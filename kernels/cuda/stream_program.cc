@@ -90,6 +90,18 @@ bool StreamProgram::finish() {
   possible_ = possible_ && next_ == Next::kNothing && !layers_.empty();
   if (!possible_) return false;
   step_.layer_count = static_cast<int>(layers_.size());
+  if (!plan_stream(how_, step_)) return false;
+  try {
+    take_memory();
+  } catch (const Error&) {
+    return false;  // the kernels in a row need no more than they have
+  }
+  step_.epoch = 1;
+  plan_ = *plan_stream(how_, step_);  // with the pointers
+  return true;
+}
+
+void StreamProgram::take_memory() {
   layers_.push_back(head_);
   device_layers_ = DeviceArray<StreamLayer>(layers_.size());
   GSA_CUDA_CHECK(cudaMemcpyAsync(device_layers_.get(), layers_.data(),
@@ -112,10 +124,6 @@ bool StreamProgram::finish() {
   step_.mixed = take(sizes.mixed);
   step_.y = take(sizes.y);
   step_.hidden = take(sizes.hidden);
-  step_.epoch = 1;
-  const std::optional<StreamPlan> plan = plan_stream(how_, step_);
-  if (plan) plan_ = *plan;
-  return plan.has_value();
 }
 
 void StreamProgram::run() {

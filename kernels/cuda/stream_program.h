@@ -24,7 +24,8 @@ class StreamProgram {
   void gather_logit_rows();            // all rows, in their order
   void other() { possible_ = false; }  // an operation that the kernel does not have
 
-  // All operations have been told: takes memory and returns whether run() can do them.
+  // All operations have been told: takes memory and returns whether run() can do them; false too
+  // where there is no memory left.
   bool finish();
 
   // Queues a step.
@@ -37,6 +38,7 @@ class StreamProgram {
     possible_ = possible_ && next_ == next;
     next_ = then;
   }
+  void take_memory();
   // The matrix, which must be of bfloat16.
   const __nv_bfloat16* matrix(const TensorView& weight);
   // Sets a field that must be the same in all layers.

@@ -54,6 +54,9 @@ struct Task;
 
 // Runs requests on one model with continuous batching, on a thread of its own.
 //
+// On a GPU a step may be one kernel whose blocks wait for each other on all multiprocessors: one
+// engine at a time may work on a device.
+//
 // Every function may be called from any thread, and from callbacks except where it says so.
 // Callbacks run on the engine's thread. A request's tokens depend on the request alone, not on what
 // else is in the batch, when it came or how many threads there are.
