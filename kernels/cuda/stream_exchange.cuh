@@ -61,7 +61,8 @@ __device__ __forceinline__ uint64_t drop_first() {
 // so that a reader polls the values themselves: an exchange is one trip through the second level
 // cache, without fences or flags. Epochs of one buffer must differ from one use to the next modulo
 // 4, and memory must be zero before epoch 1. What the reader takes is rounded to 22 bits of
-// significand.
+// significand. A value is published only after all reads on which it depends, so who has read what
+// a block published knows that the block has read what it needed for it.
 __device__ __forceinline__ void publish(float* to, float value, uint32_t epoch) {
   const uint32_t bits = __float_as_uint(value);
   const uint32_t rounded = value == value ? bits + 2 : bits;  // a NaN must not wrap around

@@ -38,12 +38,13 @@ bool splits_well(const StreamStep& s, int splits) {
          v_columns <= kStreamThreads * 4;
 }
 
-bool has_shape(const StreamStep& s) {
+bool has_shape(const StreamStep& s, int blocks) {
   const int queries = s.H / s.G;
-  return s.T <= kStreamTokens && s.D % kGrain == 0 && s.F % kGrain == 0 &&
-         s.H * s.V % kGrain == 0 && power_of_two(s.M) && s.M >= 8 && s.M <= kMostSlots &&
-         power_of_two(queries) && queries <= kMostQueries && queries * s.M <= kStreamThreads * 4 &&
-         s.map != FeatureMap::kT2R && splits_well(s, 1);
+  // Every block must take part in the products whose waiting makes it safe to use a buffer again.
+  return s.D >= blocks && s.F >= blocks && s.T <= kStreamTokens && s.D % kGrain == 0 &&
+         s.F % kGrain == 0 && s.H * s.V % kGrain == 0 && power_of_two(s.M) && s.M >= 8 &&
+         s.M <= kMostSlots && power_of_two(queries) && queries <= kMostQueries &&
+         queries * s.M <= kStreamThreads * 4 && s.map != FeatureMap::kT2R && splits_well(s, 1);
 }
 
 // Sets all offsets but the ring's share of them.
@@ -80,7 +81,7 @@ void lay_out(const StreamStep& s, int blocks, StreamPlan& plan) {
 }  // namespace
 
 std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
-  if (!how.clusters || !has_shape(s)) return std::nullopt;
+  if (!how.clusters || !has_shape(s, how.multiprocessors)) return std::nullopt;
   StreamPlan plan{};
   for (int which = kQkvf; which <= kHead; ++which) plan.shares[which] = make_share(s, which);
   plan.splits = 1;
