@@ -92,6 +92,14 @@ void expect_memories(const std::vector<float>& state, const SafetensorsFile& gol
   }
 }
 
+// Feeds the fixture's tokens to a fresh state.
+void expect_golden(test::Runner& run, const StateHandle& state, const SafetensorsFile& golden,
+                   double tolerance) {
+  const std::vector<float> logits = run.logits(state, ids(golden.tensor("tokens")));
+  EXPECT_LT(test::relative_error(logits, floats(golden.tensor("logits"))), tolerance);
+  expect_memories(run.states.export_state(state), golden, run.model.config().num_layers, tolerance);
+}
+
 TEST_P(Fixture, HasItsGoldenLogitsAndMemories) {
   const SafetensorsFile golden =
       SafetensorsFile::open(test::fixture(GetParam().name) / "expected/golden.safetensors");
@@ -106,9 +114,7 @@ TEST_P(Fixture, HasItsGoldenLogitsAndMemories) {
       test::Runner run(make_backend(GetParam().device, 2), model->config, model->weights,
                        step_tokens, 2);
       const StateHandle other = *run.states.acquire(), state = *run.states.acquire();
-      const std::vector<float> logits = run.logits(state, ids(golden.tensor("tokens")));
-      EXPECT_LT(test::relative_error(logits, floats(golden.tensor("logits"))), tolerance);
-      expect_memories(run.states.export_state(state), golden, model->config.num_layers, tolerance);
+      expect_golden(run, state, golden, tolerance);
     }
   }
 }
@@ -129,9 +135,7 @@ TEST_P(Fixture, HasItsGoldenLogitsAndMemoriesWithin16BitsOfState) {
       test::Runner run(make_backend(GetParam().device, 2), model->config, model->weights,
                        step_tokens, 2, type);
       const StateHandle state = *run.states.acquire();
-      const std::vector<float> logits = run.logits(state, ids(golden.tensor("tokens")));
-      EXPECT_LT(test::relative_error(logits, floats(golden.tensor("logits"))), tolerance);
-      expect_memories(run.states.export_state(state), golden, model->config.num_layers, tolerance);
+      expect_golden(run, state, golden, tolerance);
     }
   }
 }

@@ -70,16 +70,6 @@ void submit(Engine& engine, Case& c) {
   if (c.cancel && c.cancel_after == 0) engine.cancel(*submitted);
 }
 
-void expect_equal(const SampleResult& a, const SampleResult& b) {
-  ASSERT_EQ(a.token, b.token);
-  ASSERT_EQ(a.logprob, b.logprob);
-  ASSERT_EQ(a.top.size(), b.top.size());
-  for (size_t i = 0; i < a.top.size(); ++i) {
-    ASSERT_EQ(a.top[i].token, b.top[i].token);
-    ASSERT_EQ(a.top[i].logprob, b.top[i].logprob);
-  }
-}
-
 // Without the replacement characters that stand for a character that was cut.
 std::string_view whole_characters(std::string_view text) {
   constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
@@ -103,11 +93,11 @@ void expect_same(const Result& crowded, const Result& alone) {
     ASSERT_EQ(a.text, b.text);
     ASSERT_EQ(a.finish_reason, b.finish_reason);
     ASSERT_EQ(a.logprobs.size(), b.logprobs.size());
-    for (size_t i = 0; i < b.logprobs.size(); ++i) expect_equal(a.logprobs[i], b.logprobs[i]);
+    for (size_t i = 0; i < b.logprobs.size(); ++i) test::expect_same(a.logprobs[i], b.logprobs[i]);
   }
   if (crowded.prompt_logprobs.size() < alone.prompt_logprobs.size()) return;  // cancelled
   for (size_t i = 0; i < alone.prompt_logprobs.size(); ++i) {
-    expect_equal(crowded.prompt_logprobs[i], alone.prompt_logprobs[i]);
+    test::expect_same(crowded.prompt_logprobs[i], alone.prompt_logprobs[i]);
   }
 }
 

@@ -113,22 +113,12 @@ std::vector<Seen> run(Engine& engine, const std::vector<Planned>& plans) {
   return seen;
 }
 
-void expect_same(const SampleResult& a, const SampleResult& b) {
-  ASSERT_EQ(a.token, b.token);
-  ASSERT_EQ(a.logprob, b.logprob);
-  ASSERT_EQ(a.top.size(), b.top.size());
-  for (size_t i = 0; i < a.top.size(); ++i) {
-    ASSERT_EQ(a.top[i].token, b.top[i].token);
-    ASSERT_EQ(a.top[i].logprob, b.top[i].logprob);
-  }
-}
-
 void expect_same(const Completion& a, const Completion& b) {
   ASSERT_EQ(a.tokens, b.tokens);
   ASSERT_EQ(a.text, b.text);
   ASSERT_EQ(a.finish_reason, b.finish_reason);
   ASSERT_EQ(a.logprobs.size(), b.logprobs.size());
-  for (size_t i = 0; i < a.logprobs.size(); ++i) expect_same(a.logprobs[i], b.logprobs[i]);
+  for (size_t i = 0; i < a.logprobs.size(); ++i) test::expect_same(a.logprobs[i], b.logprobs[i]);
   ASSERT_EQ(a.snapshot != nullptr, b.snapshot != nullptr);
   if (!a.snapshot) return;
   ASSERT_EQ(a.snapshot->tokens, b.snapshot->tokens);

@@ -24,19 +24,8 @@ constexpr int64_t kSequences = 6;
 constexpr uint64_t kSteps = 14;
 
 GsaConfig config() {
-  GsaConfig c;
-  c.hidden_size = 64;
-  c.num_layers = 2;
-  c.vocab_size = 97;
-  c.intermediate_size = 75;
-  c.num_heads = 4;
-  c.num_kv_heads = 2;
-  c.key_dim = 16;
-  c.value_dim = 16;
-  c.num_slots = 16;
+  GsaConfig c = test::shape(4, 2, 16, 16, 16);
   c.conv_size = 4;
-  c.bos_token_id = 1;
-  c.eos_token_ids = {2};
   return c;
 }
 

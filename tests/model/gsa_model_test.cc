@@ -15,6 +15,7 @@ using test::lively_weights;
 using test::random_tokens;
 using test::relative_error;
 using test::Runner;
+using test::shape;
 
 // The bounds the project sets itself. Float32 sums of at most 1,024 products err by a few 1e-7
 // each; two layers of exponentials amplify that by about ten. On the GPU, steps of one token are
@@ -50,22 +51,6 @@ struct Shape {
   const char* name;
   GsaConfig config;
 };
-
-GsaConfig shape(int64_t H, int64_t G, int64_t K, int64_t V, int64_t M) {
-  GsaConfig c;
-  c.hidden_size = H * K;
-  c.num_layers = 2;
-  c.vocab_size = 97;
-  c.intermediate_size = 75;
-  c.num_heads = H;
-  c.num_kv_heads = G;
-  c.key_dim = K;
-  c.value_dim = V;
-  c.num_slots = M;
-  c.bos_token_id = 1;
-  c.eos_token_ids = {2};
-  return c;
-}
 
 GsaConfig with(GsaConfig config, FeatureMap map, int64_t conv, bool affine, bool tied = false) {
   config.feature_map = map;

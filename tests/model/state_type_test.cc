@@ -30,23 +30,14 @@ class StateType : public test::DeviceTypeTest {
 INSTANTIATE_TEST_SUITE_P(Devices, StateType, testing::ValuesIn(test::types_of_16_bits()),
                          test::device_type_name);
 
-GsaConfig config(int64_t H, int64_t G, int64_t K, int64_t V, int64_t M, int64_t conv_size) {
-  GsaConfig c;
-  c.hidden_size = H * K;
-  c.num_layers = 2;
-  c.vocab_size = 97;
-  c.intermediate_size = 75;
-  c.num_heads = H;
-  c.num_kv_heads = G;
-  c.key_dim = K;
-  c.value_dim = V;
-  c.num_slots = M;
-  c.conv_size = conv_size;
-  return c;
+GsaConfig with_conv(GsaConfig config, int64_t conv_size) {
+  config.conv_size = conv_size;
+  return config;
 }
 
-const std::vector<GsaConfig> kConfigs = {config(4, 4, 32, 32, 64, 0), config(10, 2, 8, 8, 40, 3),
-                                         config(3, 3, 7, 5, 9, 4)};
+const std::vector<GsaConfig> kConfigs = {test::shape(4, 4, 32, 32, 64),
+                                         with_conv(test::shape(10, 2, 8, 8, 40), 3),
+                                         with_conv(test::shape(3, 3, 7, 5, 9), 4)};
 
 // Logits after each of the tokens.
 test::Doubles logits_of(test::ReferenceModel model, std::span<const int32_t> tokens) {
@@ -83,7 +74,7 @@ TEST_P(StateType, AgreesWithTheEquationsThatRoundAsItDoes) {
 
 // A shape and weights of which a GPU would decode in one kernel if the states were float32.
 TEST_P(StateType, IsThatOfStepsWhichAreRepeated) {
-  GsaConfig c = config(4, 2, 64, 64, 64, 0);
+  GsaConfig c = test::shape(4, 2, 64, 64, 64);
   c.intermediate_size = 256;
   const RandomWeights random = test::lively_weights(c, 9, DType::kBF16);
   const std::vector<int32_t> tokens = random_tokens(30, c.vocab_size, 10);

@@ -17,6 +17,17 @@
 
 namespace gsa::test {
 
+// Bit for bit.
+inline void expect_same(const SampleResult& a, const SampleResult& b) {
+  ASSERT_EQ(a.token, b.token);
+  ASSERT_EQ(a.logprob, b.logprob);
+  ASSERT_EQ(a.top.size(), b.top.size());
+  for (size_t i = 0; i < a.top.size(); ++i) {
+    ASSERT_EQ(a.top[i].token, b.top[i].token);
+    ASSERT_EQ(a.top[i].logprob, b.top[i].logprob);
+  }
+}
+
 // A model of 2 layers and random weights that writes text with the tokenizer of tests/data/text.
 inline GsaConfig tiny_config() {
   GsaConfig c;

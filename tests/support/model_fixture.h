@@ -16,6 +16,23 @@
 
 namespace gsa::test {
 
+// A small model of two layers: H query heads over G memories of K, V and M (kernels/shape.h).
+inline GsaConfig shape(int64_t H, int64_t G, int64_t K, int64_t V, int64_t M) {
+  GsaConfig c;
+  c.hidden_size = H * K;
+  c.num_layers = 2;
+  c.vocab_size = 97;
+  c.intermediate_size = 75;
+  c.num_heads = H;
+  c.num_kv_heads = G;
+  c.key_dim = K;
+  c.value_dim = V;
+  c.num_slots = M;
+  c.bos_token_id = 1;
+  c.eos_token_ids = {2};
+  return c;
+}
+
 // Weights large enough that gates, softmax and norms all matter: normal with standard deviation
 // 1.5 / sqrt(columns), norms between 0.5 and 1.5. The large matrices are stored as `type`.
 inline RandomWeights lively_weights(const GsaConfig& config, uint32_t seed,
