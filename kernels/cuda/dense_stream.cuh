@@ -7,6 +7,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/halves.cuh"
 #include "kernels/cuda/matvec.cuh"
+#include "kernels/cuda/matvec_sums.cuh"
 
 namespace gsa::cuda::dense {
 
@@ -15,11 +16,8 @@ namespace gsa::cuda::dense {
 // a line of memory of each row, into a ring of its own in shared memory, kDepth pieces ahead of
 // their use: warps need not wait for each other, and the copies are under way before the
 // activations are known.
-constexpr int kMostWarps = 16;
-constexpr int kTiles = 2;
-constexpr int kTileRows = 8;
-constexpr int kRows = kTiles * kTileRows;  // of a warp
-constexpr int kPiece = 64;                 // columns
+constexpr int kTiles = kRows / kTileRows;
+constexpr int kPiece = 64;  // columns
 constexpr int kDepth = 3;
 constexpr int kTileVectors = kTileRows * kPiece / 8;                        // of 16 bytes
 constexpr size_t kRingBytes = size_t{kDepth} * kTiles * kTileVectors * 16;  // of a warp
@@ -98,15 +96,7 @@ __device__ __forceinline__ void load_panel(const Args& a, int p, const Panel& pa
       store_halves<false>(x[t], w, panel.hi + at, panel.lo + at);
     }
   }
-  if (!a.normalize) return;
-#pragma unroll
-  for (int t = 0; t < kMatVecTokens; ++t) {
-    if (t >= a.tokens) break;
-    const float sum = warp_sum(sums[t]);
-    if (threadIdx.x % 32 != 0) continue;
-    float& total = squares[t * kMostWarps + threadIdx.x / 32];
-    total = p > 0 ? total + sum : sum;
-  }
+  if (a.normalize) keep_squares(sums, a.tokens, p, squares);
 }
 
 // A warp's weights on their way through its ring. A lane copies 16 bytes of rows lane / 8 and
@@ -264,26 +254,7 @@ __device__ __forceinline__ void run(const Args& a, int block, unsigned char* sha
     }
   }
   __syncthreads();
-  const int outputs = a.gated ? kTileRows : kRows;
-  for (int o = threadIdx.x; o < a.tokens * a.groups * kRows; o += blockDim.x) {
-    const int r = o % kRows, t = o / kRows % a.tokens, from_group = o / kRows / a.tokens;
-    const int row = (block * a.groups + from_group) * outputs + r;
-    if (r >= outputs || row >= a.rows) continue;
-    float* y = a.y + int64_t{t} * a.y_stride + row;
-    const float before = a.accumulate ? *y : 0.0f;
-    float sum = 0, up = 0, norm = 0;
-    const float* from = partial + (from_group * a.slices * a.tokens + t) * kRows + r;
-    for (int s = 0; s < a.slices; ++s, from += a.tokens * kRows) {
-      sum += from[0];
-      if (a.gated) up += from[kTileRows];
-    }
-    if (a.normalize) {
-      for (int w = 0; w < warps; ++w) norm += squares[t * kMostWarps + w];
-    }
-    // The norm's scale commutes with the product.
-    const float scale = a.normalize ? rsqrtf(norm / a.cols + a.eps) : 1.0f;
-    *y = a.gated ? silu(sum * scale) * (up * scale) : before + sum * scale;
-  }
+  finish_rows(a, block, partial, squares);
 }
 
 inline bool fits(const TensorView& weight) {

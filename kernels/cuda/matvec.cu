@@ -11,10 +11,10 @@
 namespace gsa::cuda {
 namespace {
 
-__global__ void __launch_bounds__(dense::kMostWarps * 32, 2)
+__global__ void __launch_bounds__(kMostWarps * 32, 2)
     stream_kernel(const __grid_constant__ dense::Args a) {
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ float squares[kMatVecTokens * dense::kMostWarps];
+  __shared__ float squares[kMatVecTokens * kMostWarps];
   dense::run(a, blockIdx.x, shared, squares);
 }
 

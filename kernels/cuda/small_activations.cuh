@@ -2,11 +2,10 @@
 #pragma once
 
 #include "kernels/cuda/halves.cuh"
+#include "kernels/cuda/matvec_sums.cuh"
 #include "kernels/cuda/small_tiles.cuh"
 
 namespace gsa::cuda::small {
-
-constexpr int kMostWarps = 16;  // of a block
 
 // What the kernel works on.
 struct Args {
@@ -117,14 +116,7 @@ __device__ __forceinline__ void load_panel(const Args& a, int p, const Panel<kTy
     }
   }
   if (!a.normalize) return;
-#pragma unroll
-  for (int t = 0; t < kTokens; ++t) {
-    if (t >= a.tokens) break;
-    const float sum = warp_sum(total[t]);
-    if (threadIdx.x % 32 != 0) continue;
-    float& all = squares[t * kMostWarps + threadIdx.x / 32];
-    all = p > 0 ? all + sum : sum;
-  }
+  keep_squares(total, a.tokens, p, squares);
 }
 
 }  // namespace gsa::cuda::small

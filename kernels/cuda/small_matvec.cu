@@ -15,8 +15,7 @@ using namespace small;
 // have the same rows add up their sums at the end. A warp copies pairs of tiles into a ring of its
 // own in shared memory ahead of their use: warps need not wait for each other, and the copies are
 // under way before the activations are known.
-constexpr int kTileRows = SmallTile::kRows;
-constexpr int kRows = 2 * kTileRows;  // of a warp
+static_assert(SmallTile::kRows == kTileRows);
 
 // Pairs in a ring: as many as there is room for, but to ask for many at once delays the
 // activations.
@@ -120,30 +119,6 @@ __device__ __forceinline__ void store_sums(float (&sums)[SmallTokens<kTokens>::k
   }
 }
 
-// Adds up the slices and finishes the rows of the block.
-__device__ __forceinline__ void finish(const Args& a, const float* partial, const float* squares) {
-  const int outputs = a.gated ? kTileRows : kRows, warps = blockDim.x / 32;
-  for (int o = threadIdx.x; o < a.tokens * a.groups * kRows; o += blockDim.x) {
-    const int r = o % kRows, t = o / kRows % a.tokens, group = o / kRows / a.tokens;
-    const int row = (blockIdx.x * a.groups + group) * outputs + r;
-    if (r >= outputs || row >= a.rows) continue;
-    float* y = a.y + int64_t{t} * a.y_stride + row;
-    const float before = a.accumulate ? *y : 0.0f;
-    float sum = 0, up = 0, norm = 0;
-    const float* from = partial + (group * a.slices * a.tokens + t) * kRows + r;
-    for (int s = 0; s < a.slices; ++s, from += a.tokens * kRows) {
-      sum += from[0];
-      if (a.gated) up += from[kTileRows];
-    }
-    if (a.normalize) {
-      for (int w = 0; w < warps; ++w) norm += squares[t * kMostWarps + w];
-    }
-    // The norm's scale commutes with the product.
-    const float scale = a.normalize ? rsqrtf(norm / a.cols + a.eps) : 1.0f;
-    *y = a.gated ? silu(sum * scale) * (up * scale) : before + sum * scale;
-  }
-}
-
 // A block of the rows apart, for up to four of the tokens: those behind them are other blocks'.
 template <int kTokens>
 __device__ __forceinline__ void run_apart(const dense::Args& all, int block, unsigned char* shared,
@@ -224,7 +199,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, kResident<kTokens>)
   float* partial = reinterpret_cast<float*>(shared);  // [warp][token][row]
   store_sums<kTokens>(sums, a.tokens, partial + warp * a.tokens * kRows);
   __syncthreads();
-  finish(a, partial, squares);
+  finish_rows(a, blockIdx.x, partial, squares);
 }
 
 // Divides a block's shared memory between the rings of its warps and the activations: as many
