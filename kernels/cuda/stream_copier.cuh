@@ -3,11 +3,15 @@
 
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/stream_exchange.cuh"
+#include "kernels/cuda/stream_matrices.h"
 #include "kernels/cuda/stream_plan.h"
 
 namespace gsa::cuda {
 
-// Where a block's weights wait for their use.
+// Where a block's weights wait for their use. The warps that compute take the stages in turn; a
+// place in the ring is not always the same warp's. So that the parity of a place tells its phases
+// apart, what was there before must have landed when a warp comes for the next: the ring has at
+// least as many stages as there are warps and copies under way.
 struct Ring {
   unsigned char* stages;
   uint64_t* full;
@@ -17,7 +21,7 @@ struct Ring {
   uint32_t parity = 0;
 
   // REQUIRES: stages <= size
-  __device__ void advance(int stages) {
+  __device__ __forceinline__ void advance(int stages) {
     slot += stages;
     if (slot >= size) slot -= size, parity ^= 1;
   }
@@ -79,76 +83,63 @@ __device__ __forceinline__ void find_unit(const StreamStep& a, const StreamPlan&
   }
 }
 
-// The warps that copy: all weights of the block's share of a step, in the order of their use.
+// The warp that copies: all weights of the block's share of a step, in the order of their use.
 class StreamCopier {
  public:
   __device__ StreamCopier(const StreamStep& a, const StreamPlan& plan, const Tables& tables,
                           const Ring& ring)
-      : a_(a), plan_(plan), tables_(tables), ring_(ring), landed_(ring), policy_(drop_first()) {
-    landed_.advance(member_);
-  }
+      : a_(a), plan_(plan), tables_(tables), ring_(ring), landed_(ring), policy_(drop_first()) {}
 
   __device__ void run() {
+    const CUtensorMap* matrix = a_.matrices;
     tables_.for_products(a_.layer_count, [&](int which, const StreamShare& share, int layer) {
+      if (which != kHead) prefetch_matrix(matrix + 1);
       if (which == kQkvf) prefetch_layer(tables_.layers[layer]);
-      stream(share, tables_.layers[layer].weight[which % kLayerProducts]);
+      stream(share, matrix++);
     });
   }
 
  private:
-  __device__ __forceinline__ void stream(const StreamShare& s, const __nv_bfloat16* weight) {
-    weight += int64_t{s.first} * s.cols;
+  __device__ __forceinline__ void stream(const StreamShare& s, const CUtensorMap* matrix) {
 #pragma unroll 1
     for (int group = 0; group < s.tiles; group += s.group_tiles) {
-      const int end = min(group + s.group_tiles, s.tiles) * s.kinds;
+      const int end = min(group + s.group_tiles, s.tiles);
 #pragma unroll 1
-      for (int panel = 0; panel < s.cols; panel += s.panel) {
-        const int panel_end = min(panel + s.panel, s.cols);
+      for (int piece = 0; piece < s.pieces; ++piece) {
 #pragma unroll 1
-        for (int column = panel; column < panel_end; column += s.piece) {
-          const uint32_t bytes = min(s.piece, panel_end - column) * 2;
-#pragma unroll 1
-          for (int tile = group * s.kinds; tile < end; ++tile) {
-            if (my_turn()) copy(s, weight + column, tile, bytes);
-            ring_.advance(1);
+        for (int tile = group; tile < end; ++tile) {
+          for (int kind = 0; kind < s.kinds; ++kind) {
+            copy(matrix, s.first + s.begin_of(tile) + kind * s.outputs, piece,
+                 s.tile_rows * kPiece * 2);
           }
         }
       }
     }
   }
 
-  // The warps take the stages in turn.
-  __device__ __forceinline__ bool my_turn() const { return ring_.slot % kCopyWarps == member_; }
-
-  // A stage: `bytes` of each row of a tile, from the column that `weight` points to.
-  __device__ __forceinline__ void copy(const StreamShare& s, const __nv_bfloat16* weight, int tile,
+  __device__ __forceinline__ void copy(const CUtensorMap* matrix, int row, int piece,
                                        uint32_t bytes) {
-    const int begin = (s.kinds == 2 ? tile / 2 : tile) * kTileRows;
-    const int rows = min(kTileRows, s.count - begin);
-    const __nv_bfloat16* from =
-        weight + int64_t{begin + (s.kinds == 2 && tile % 2 == 1 ? s.outputs : 0)} * s.cols;
     if (under_way_ == plan_.flight) {
       Barrier{ring_.full + landed_.slot}.wait(landed_.parity);
-      landed_.advance(kCopyWarps);
+      landed_.advance(1);
       --under_way_;
     }
     ++under_way_;
     const Barrier full{ring_.full + ring_.slot};
     Barrier{ring_.empty + ring_.slot}.wait(ring_.parity ^ 1);
-    if (lane_ == 0) full.arrive_and_expect(bytes * rows);
-    __syncwarp();
-    if (lane_ < rows) {
-      copy_bulk(ring_.stages + ring_.slot * kStageBytes + lane_ * kStagePitch,
-                from + int64_t{lane_} * s.cols, bytes, full, policy_);
+    if (lane_ == 0) {
+      full.arrive_and_expect(bytes);
+      copy_box(ring_.stages + ring_.slot * kStageBytes, matrix, row, piece * (kPiece / kBoxColumns),
+               full, policy_);
     }
+    ring_.advance(1);
   }
 
   // What the layer needs besides weights, asked for a little before its use.
   __device__ __forceinline__ void prefetch_layer(const StreamLayer& layer) {
-    const int lane = member_ * 32 + lane_;
 #pragma unroll 1
     for (int which = kQkvf; which < kLayerProducts; ++which) {
-      const int at = (blockIdx.x + gridDim.x * lane) * 32;
+      const int at = (blockIdx.x + gridDim.x * lane_) * 32;
       if (layer.norm[which] != nullptr && at < tables_.shares[which].cols) {
         prefetch(layer.norm[which] + at);
       }
@@ -156,11 +147,9 @@ class StreamCopier {
 #pragma unroll 1
     for (int i = 0; blockIdx.x + i * gridDim.x < plan_.units; ++i) {
       const float* hk = layer.hk + tables_.units[i].hk;
-      for (int at = lane * 32; at < plan_.k_rows * a_.M; at += kCopyWarps * 32 * 32) {
-        prefetch(hk + at);
-      }
+      for (int at = lane_ * 32; at < plan_.k_rows * a_.M; at += 32 * 32) prefetch(hk + at);
       const float* hv = layer.hv + tables_.units[i].hv;
-      for (int m = lane; m < a_.M; m += kCopyWarps * 32) {
+      for (int m = lane_; m < a_.M; m += 32) {
         for (int at = 0; at < plan_.v_columns; at += 32) prefetch(hv + m * a_.V + at);
       }
     }
@@ -170,7 +159,7 @@ class StreamCopier {
   const StreamPlan& plan_;
   const Tables tables_;
   Ring ring_, landed_;
-  const int member_ = threadIdx.x / 32 - kStreamWarps, lane_ = threadIdx.x % 32;
+  const int lane_ = threadIdx.x % 32;
   int under_way_ = 0;
   uint64_t policy_;
 };

@@ -1,6 +1,8 @@
 // How the blocks of a persistent kernel wait for memory and for each other.
 #pragma once
 
+#include <cuda.h>
+
 #include <cstdint>
 
 #include "kernels/cuda/device.cuh"
@@ -41,15 +43,23 @@ struct Barrier {
   }
 };
 
-// A bulk copy of a multiple of 16 bytes from global to shared memory, whose bytes the barrier
-// counts; the second level cache may drop them first.
-__device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint32_t bytes,
-                                          const Barrier& barrier, uint64_t policy) {
+// Copies the box of a matrix (stream_matrices.h) that begins at this row and block of columns to
+// shared memory at a multiple of 1024 bytes; the barrier counts its bytes, those past the ends of
+// the matrix too, which are zeros. The second level cache may drop what was read first.
+__device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* matrix, int row,
+                                         int block, const Barrier& barrier, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(barrier.at)), "l"(policy)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(shared)),
+      "l"(matrix), "r"(0), "r"(row), "r"(block), "r"(shared_address(barrier.at)), "l"(policy)
       : "memory");
+}
+// Before the first use of a matrix that the host has written.
+__device__ __forceinline__ void acquire_matrix(const CUtensorMap* matrix) {
+  asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(matrix) : "memory");
+}
+__device__ __forceinline__ void prefetch_matrix(const CUtensorMap* matrix) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(matrix) : "memory");
 }
 __device__ __forceinline__ uint64_t drop_first() {
   uint64_t policy;
@@ -103,9 +113,10 @@ __device__ __forceinline__ float4 values_of(const uint4& v) {
 template <int n, typename Wanted, typename From>
 __device__ __forceinline__ void receive_all(uint4 (&v)[n], uint32_t epoch, const Wanted& wanted,
                                             const From& from) {
+  const uint32_t none = epoch & 3;  // a zero
 #pragma unroll
   for (int i = 0; i < n; ++i)
-    v[i] = wanted(i) ? peek4(from(i)) : make_uint4(epoch, epoch, epoch, epoch);
+    v[i] = wanted(i) ? peek4(from(i)) : make_uint4(none, none, none, none);
   bool late;
   do {
     late = false;

@@ -6,13 +6,13 @@
 namespace gsa::cuda {
 namespace {
 
-// Bytes of a layer for a block from which memory is kept busier at the cost of latency.
-constexpr int64_t kDeepLayer = int64_t{3} << 19;
+// Copies under way keep memory busy, but delay what the blocks exchange.
+constexpr int kFlight = 3;
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 bool power_of_two(int n) { return n > 0 && std::has_single_bit(static_cast<unsigned>(n)); }
 
-StreamShare make_share(const StreamStep& s, int which) {
+StreamShare make_share(const StreamStep& s, int which, int blocks) {
   StreamShare share{};
   share.kinds = which == kGateUp ? 2 : 1;
   share.eps = which == kOut ? s.output_eps : which == kDown ? -1 : s.eps;
@@ -25,10 +25,10 @@ StreamShare make_share(const StreamStep& s, int which) {
   share.outputs = outputs[which];
   share.cols = cols[which];
   share.inverse_cols = 1.0f / static_cast<float>(share.cols);
-  // Pieces of equal width.
-  share.piece = ceil_div(share.cols / kGrain, ceil_div(share.cols, kPiece)) * kGrain;
-  const int panel_pieces = std::max(kPanelBytes / (4 * stream_width(s.T) * share.piece), 1);
-  share.panel = std::min(panel_pieces * share.piece, share.cols);
+  share.pieces = ceil_div(share.cols, kPiece);
+  share.panel = std::clamp(kPanelBytes / (4 * stream_width(s.T) * kPiece), 1, share.pieces);
+  const int most = ceil_div(share.outputs, blocks);
+  share.tile_rows = ceil_div(most, ceil_div(most, kTileRows));
   return share;
 }
 
@@ -41,10 +41,10 @@ bool splits_well(const StreamStep& s, int splits) {
 bool has_shape(const StreamStep& s, int blocks) {
   const int queries = s.H / s.G;
   // Every block must take part in the products whose waiting makes it safe to use a buffer again.
-  return s.D >= blocks && s.F >= blocks && s.T <= kStreamTokens && s.D % kGrain == 0 &&
-         s.F % kGrain == 0 && s.H * s.V % kGrain == 0 && power_of_two(s.M) && s.M >= 8 &&
-         s.M <= kMostSlots && power_of_two(queries) && queries <= kMostQueries &&
-         queries * s.M <= kStreamThreads * 4 && s.map != FeatureMap::kT2R && splits_well(s, 1);
+  return s.D >= blocks && s.F >= blocks && s.T <= kStreamTokens && s.D % 64 == 0 && s.F % 64 == 0 &&
+         s.H * s.V % 64 == 0 && power_of_two(s.M) && s.M >= 8 && s.M <= kMostSlots &&
+         power_of_two(queries) && queries <= kMostQueries && queries * s.M <= kStreamThreads * 4 &&
+         s.map != FeatureMap::kT2R && splits_well(s, 1);
 }
 
 // Sets all offsets but the ring's share of them.
@@ -55,9 +55,9 @@ void lay_out(const StreamStep& s, int blocks, StreamPlan& plan) {
   int partial = queries * std::max(2 * s.M, plan.v_columns) * kStreamWarps;
   for (StreamShare share : plan.shares) {
     share.take(blocks - 1, blocks, tokens);  // the last block has the most
-    panel = std::max(panel, (share.panel + kPanelPad) * tokens);
+    panel = std::max(panel, (share.panel * kPiece + kPanelPad) * tokens);
     partial =
-        std::max(partial, share.group_tiles * share.kinds * kStreamWarps * kTileRows * tokens);
+        std::max(partial, share.group_tiles * share.kinds * share.pieces * kTileRows * tokens);
   }
   int end = plan.ring * kStageBytes;
   const auto take = [&end](size_t bytes) {
@@ -83,7 +83,8 @@ void lay_out(const StreamStep& s, int blocks, StreamPlan& plan) {
 std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
   if (!how.clusters || !has_shape(s, how.multiprocessors)) return std::nullopt;
   StreamPlan plan{};
-  for (int which = kQkvf; which <= kHead; ++which) plan.shares[which] = make_share(s, which);
+  for (int which = kQkvf; which <= kHead; ++which)
+    plan.shares[which] = make_share(s, which, how.multiprocessors);
   plan.splits = 1;
   for (int splits = 2; splits <= kMostSplits; splits *= 2) {
     if (s.T * s.G * splits <= how.multiprocessors && s.K / splits >= 16 && splits_well(s, splits)) {
@@ -97,12 +98,11 @@ std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
   plan.inputs = s.M + (1 + s.H / s.G) * plan.k_rows + plan.v_columns;
   lay_out(s, how.multiprocessors, plan);
   const int room = static_cast<int>(how.shared_limit) - plan.bytes;
-  // Each place of the ring is always filled by the same warp.
-  plan.ring = std::min(room / kStageBytes, kStageMost) / kCopyWarps * kCopyWarps;
-  // Copies under way delay what the blocks exchange, which counts where layers are small.
-  const int64_t layer = int64_t{s.D} * (plan.shares[kQkvf].outputs + s.H * s.V + 3 * s.F);
-  plan.flight = layer * 2 / how.multiprocessors < kDeepLayer ? 1 : 2;
-  if (plan.ring < kCopyWarps * (plan.flight + 1)) return std::nullopt;
+  plan.ring = std::min(room / kStageBytes, kStageMost);
+  // A warp must not come to a stage before what was there has landed for the warp before it: see
+  // Ring.
+  plan.flight = std::min(kFlight, plan.ring - kStreamWarps);
+  if (plan.flight < 1) return std::nullopt;
   lay_out(s, how.multiprocessors, plan);
   return plan;
 }

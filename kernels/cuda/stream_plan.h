@@ -1,6 +1,7 @@
 // A whole decode step of a few sequences, and how one kernel divides it over its blocks.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 
 #include <cstdint>
@@ -15,24 +16,18 @@ namespace gsa::cuda {
 // The most sequences of a step.
 constexpr int kStreamTokens = 4;
 
-constexpr int kStreamWarps = 8;  // of a block that compute
-constexpr int kCopyWarps = 2;    // and those that copy weights
+constexpr int kStreamWarps = 8;  // of a block that compute; one more copies weights
 constexpr int kStreamThreads = kStreamWarps * 32;
 
-// A stage holds a tile of rows by a piece of columns. Of every grain of columns, a warp takes one
-// unit.
-constexpr int kTileRows = 8;
-constexpr int kUnit = 32;
-constexpr int kGrain = kStreamWarps * kUnit;
-constexpr int kPieceGrains = 4;  // at most
-constexpr int kPiece = kPieceGrains * kGrain;
-constexpr int kStagePitch = kPiece * 2 + 64;  // bytes; neighbouring rows in different banks
-constexpr int kStageBytes = kTileRows * kStagePitch;
-constexpr int kStageMost = 12;
+// A stage holds a tile of rows by a piece of columns and is the work of one warp.
+constexpr int kTileRows = 16;  // at most
+constexpr int kPiece = 512;
+constexpr int kStageBytes = kTileRows * kPiece * 2;
+constexpr int kStageMost = 13;
 
-constexpr int kPanelBytes = 64 * 1024;    // activations in shared memory at a time, at most
-constexpr int kPanelPad = 4;              // floats; neighbouring tokens in different banks
-constexpr int kPartialBytes = 32 * 1024;  // sums of the warps, at most
+constexpr int kPanelBytes = 32 * 1024;    // activations in shared memory at a time, at most
+constexpr int kPanelPad = 32;             // columns; neighbouring rows in different banks
+constexpr int kPartialBytes = 16 * 1024;  // sums of pieces, at most
 
 constexpr int kMostQueries = 4;  // query heads of a memory
 constexpr int kMostSlots = 256;
@@ -53,6 +48,7 @@ struct StreamLayer {
 
 struct StreamStep {
   const StreamLayer* layers;        // [layer_count + 1]: the last has the logits' product alone
+  const CUtensorMap* matrices;      // [layer_count * kLayerProducts + 1], see stream_matrices.h
   const __nv_bfloat16* embeddings;  // [N, D]
   const int32_t* tokens;            // [T]
   const DecodeRow* rows;            // [T]
@@ -82,19 +78,24 @@ struct StreamShare {
   int kinds;  // rows of weights for an output: 2 where gated
   float eps;  // of the norm of the input; negative: no norm
   float inverse_cols;
-  int piece;         // columns of a stage
-  int panel;         // columns whose activations are in shared memory at a time
+  int pieces;        // of the columns
+  int panel;         // pieces whose activations are in shared memory at a time
+  int tile_rows;     // of a tile; the last one begins so that it ends with the block's outputs
   int first, count;  // outputs of the block
-  int tiles;         // of kTileRows outputs
-  int group_tiles;   // whose sums are in shared memory at a time
+  int tiles;
+  int group_tiles;  // whose sums are in shared memory at a time
 
   // Fills in the block's part.
   __host__ __device__ void take(int block, int blocks, int tokens) {
     first = static_cast<int>(int64_t{outputs} * block / blocks);
     count = static_cast<int>(int64_t{outputs} * (block + 1) / blocks) - first;
-    tiles = (count + kTileRows - 1) / kTileRows;
-    const int most = kPartialBytes / (4 * kStreamWarps * kTileRows * tokens * kinds);
-    group_tiles = tiles < most ? tiles : most;
+    tiles = (count + tile_rows - 1) / tile_rows;
+    const int most = kPartialBytes / (4 * kTileRows * tokens * kinds * pieces);
+    group_tiles = tiles < most ? tiles : most > 0 ? most : 1;
+  }
+  __host__ __device__ int begin_of(int tile) const {
+    const int begin = tile * tile_rows, last = count - tile_rows;
+    return begin <= last ? begin : last > 0 ? last : 0;
   }
 };
 
@@ -113,7 +114,7 @@ struct StreamPlan {
   int block_units;  // of a block at most
   int inputs;       // of a unit: the slots of f, then its parts of k, of all queries, and of v
   int ring;         // stages
-  int flight;       // stages of a warp under way at most
+  int flight;       // stages under way at most
   // Offsets in shared memory, and its size, in bytes.
   int panel, partial, mix, squares, residual, table, layers, unit_table, input_table, barriers,
       bytes;

@@ -15,10 +15,12 @@ class StreamProducts {
                             const Ring& ring)
       : a_(a),
         ring_(ring),
-        panel_(reinterpret_cast<float*>(shared + at.panel)),
+        panel_(reinterpret_cast<__nv_bfloat16*>(shared + at.panel)),
         partial_(reinterpret_cast<float*>(shared + at.partial)),
         squares_(reinterpret_cast<float*>(shared + at.squares)),
-        residual_(reinterpret_cast<float*>(shared + at.residual)) {}
+        residual_(reinterpret_cast<float*>(shared + at.residual)) {
+    ring_.advance(warp_);
+  }
 
   // The block's outputs of the residual stream stay in shared memory.
   __device__ __forceinline__ void embed(const StreamShare& own) {
@@ -34,16 +36,17 @@ class StreamProducts {
   __device__ __forceinline__ void product(int which, const StreamShare& s, const float* norm,
                                           uint32_t epoch) {
     float* squares = squares_ + (which % 2) * kTokens * kStreamWarps;  // one may still be read
+    const int pitch = s.panel * kPiece + kPanelPad;
     for (int group = 0; group < s.tiles; group += s.group_tiles) {
       const int tiles = min(s.group_tiles, s.tiles - group) * s.kinds;
-      for (int panel = 0; panel < s.cols; panel += s.panel) {
-        const int width = min(s.panel, s.cols - panel);
+      for (int panel = 0; panel < s.pieces; panel += s.panel) {
+        const int pieces = min(s.panel, s.pieces - panel);
         if (group + panel > 0) stream_sync();  // nobody still reads what is written next
-        if (group == 0 || s.panel < s.cols) {
-          gather(s, norm, squares, epoch, panel, width);
+        if (group == 0 || s.panel < s.pieces) {
+          gather(s, norm, squares, epoch, panel * kPiece, pieces * kPiece, pitch);
           stream_sync();
         }
-        add_tiles(s, tiles, panel, width);
+        add_stages(s, tiles, panel, pieces, pitch);
       }
       stream_sync();
       finish(which, s, squares, group, tiles, which == kDown ? epoch + 1 : epoch);
@@ -55,10 +58,10 @@ class StreamProducts {
   // adds up the squares of the plain values by warps. Everything is asked for before the first
   // value is waited for.
   __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, float* squares,
-                                         uint32_t epoch, int first, int width) {
+                                         uint32_t epoch, int first, int width, int pitch) {
     constexpr int kVectors = kTokens == 1 ? 6 : kTokens == 2 ? 3 : 2;
     constexpr int kStride = kStreamThreads * 4;
-    const int pitch = width + kPanelPad;
+    const int there = s.cols - first;  // zeros behind them
     float sums[kTokens] = {};
 #pragma unroll 1
     for (int begin = threadIdx.x * 4; begin < width; begin += kVectors * kStride) {
@@ -66,7 +69,7 @@ class StreamProducts {
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
         weight[i] = make_float4(1, 1, 1, 1);
-        if (norm != nullptr && begin + i * kStride < width) {
+        if (norm != nullptr && begin + i * kStride < min(width, there)) {
           weight[i] = load4(norm + first + begin + i * kStride);
         }
       }
@@ -74,20 +77,22 @@ class StreamProducts {
       uint4 seen[kVectors * kTokens];
       receive_all(
           seen, epoch,
-          [&](int n) { return begin + n / kTokens * kStride < width && n % kTokens < a_.T; },
+          [&](int n) {
+            return begin + n / kTokens * kStride < min(width, there) && n % kTokens < a_.T;
+          },
           [&](int n) { return input + n % kTokens * s.cols + n / kTokens * kStride; });
-      float* to = panel_ + begin;
+      __nv_bfloat16* to = panel_ + begin;
 #pragma unroll
       for (int n = 0; n < kVectors * kTokens; ++n) {
         const int i = n / kTokens, t = n % kTokens;
         if (begin + i * kStride >= width) break;
-        if (t >= a_.T) continue;
         const float4 x = values_of(seen[n]);
         sums[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
         const uint2 front = split_pair(x.x * weight[i].x, x.y * weight[i].y);
         const uint2 back = split_pair(x.z * weight[i].z, x.w * weight[i].w);
-        *reinterpret_cast<uint4*>(to + t * pitch + i * kStride) =
-            make_uint4(front.x, front.y, back.x, back.y);
+        __nv_bfloat16* high = to + 2 * t * pitch + i * kStride;
+        *reinterpret_cast<uint2*>(high) = make_uint2(front.x, back.x);
+        *reinterpret_cast<uint2*>(high + pitch) = make_uint2(front.y, back.y);
       }
     }
     if (s.eps < 0) return;
@@ -99,85 +104,75 @@ class StreamProducts {
     }
   }
 
-  // The products of a group of tiles with the panel, added up by warps in
-  // partial_[tile][token][row][warp]. Activations are the tensor cores' left operand: the halves
-  // of tokens of higher value are its rows 0 to 7, the lower ones rows 8 to 15; rows past the
-  // tokens repeat the last, and their sums are of no use.
-  __device__ __forceinline__ void add_tiles(const StreamShare& s, int tiles, int first, int width) {
-    const int g = lane_ / 4, j = lane_ % 4, column = warp_ * kUnit + j * 8;
-    const float* x = panel_ + min(g, a_.T - 1) * (width + kPanelPad) + column;
-    const unsigned char* w = ring_.stages + g * kStagePitch + column * 2;
-    float* partial = partial_ + (g * kTileRows + 2 * j) * kStreamWarps + warp_;
-#pragma unroll 1
-    for (int piece = 0; piece < width; piece += s.piece, x += s.piece) {
-      const int grains = min(s.piece, width - piece) / kGrain;
-      uint4 left[kPieceGrains][2];
-#pragma unroll
-      for (int i = 0; i < kPieceGrains; ++i) {
-        if (i == grains) break;
-        left[i][0] = *reinterpret_cast<const uint4*>(x + i * kGrain);
-        left[i][1] = *reinterpret_cast<const uint4*>(x + i * kGrain + 4);
-      }
-#pragma unroll 1
-      for (int tile = 0; tile < tiles; ++tile) {
-        const float2 sum = multiply(w, left, grains);
-        if (g >= kTokens) continue;
-        float* to = partial + tile * kTokens * kTileRows * kStreamWarps;
-        const bool more = first + piece > 0;
-        to[0] = sum.x + (more ? to[0] : 0.0f);
-        to[kStreamWarps] = sum.y + (more ? to[kStreamWarps] : 0.0f);
-      }
+  // This warp's stages of a group of tiles and a panel: every kStreamWarps-th. Their sums go to
+  // partial_[tile][piece][token][row].
+  __device__ __forceinline__ void add_stages(const StreamShare& s, int tiles, int panel, int pieces,
+                                             int pitch) {
+    const int j = lane_ % 4, row = (lane_ / 4 % 2) * 4 + lane_ / 8;
+    const __nv_bfloat16* x = panel_ + lane_ / 4 % (2 * kTokens) * pitch + j * 8;
+    int tile = place_, piece = 0;
+    const int count = tiles * pieces;
+    for (; place_ < count; place_ += kStreamWarps, tile += kStreamWarps) {
+      while (tile >= tiles) tile -= tiles, ++piece;
+      const float4 sum = multiply(x + piece * kPiece, row, j, s.tile_rows);
+      if (j >= kTokens) continue;
+      float* to = partial_ + (((tile * s.pieces + panel + piece) * kTokens) + j) * kTileRows + row;
+      to[0] = sum.x + sum.y;
+      to[8] = sum.z + sum.w;
     }
+    place_ -= count;
   }
 
-  // This warp's part of the next stage times the activations: of token lane / 4, and of the rows
-  // 2 (lane % 4) and the one after it.
-  __device__ __forceinline__ float2 multiply(const unsigned char* w,
-                                             const uint4 (&left)[kPieceGrains][2], int grains) {
+  // This warp's next stage times the activations at `x`. The weights are the tensor cores' left
+  // operand; of the right one, columns 2 t and 2 t + 1 are the high and low halves of token t, and
+  // others repeat these. A lane reads 8 columns of 32 at a time of rows `row` and 8 + `row`, in an
+  // order of rows that finds 8 lanes in different banks; rows past the tile's are of no use.
+  // Returns the sums of columns 2 j and 2 j + 1 of the product for the two rows.
+  __device__ __forceinline__ float4 multiply(const __nv_bfloat16* x, int row, int j, int rows) {
     Barrier{ring_.full + ring_.slot}.wait(ring_.parity);
-    w += ring_.slot * kStageBytes;
-    uint4 weights[kPieceGrains];
+    const unsigned char* stage = ring_.stages + ring_.slot * kStageBytes;
+    float d[2][4] = {};
+#pragma unroll 4
+    for (int block = 0; block < kPiece / kBoxColumns; ++block) {
+      const int line = block * rows + row;
+      const unsigned char* w = stage + line * 128 + ((j ^ (line & 3)) * 16);
+      const int far = (line & 4) * 16;
 #pragma unroll
-    for (int i = 0; i < kPieceGrains; ++i) {
-      if (i == grains) break;
-      weights[i] = *reinterpret_cast<const uint4*>(w + i * kGrain * 2);
-    }
-    float d[4][4] = {};
-#pragma unroll
-    for (int i = 0; i < kPieceGrains; ++i) {
-      if (i == grains) break;
-      mma(left[i][0], weights[i].x, weights[i].y, d[i % 2 * 2]);
-      mma(left[i][1], weights[i].z, weights[i].w, d[i % 2 * 2 + 1]);
+      for (int half = 0; half < 2; ++half) {
+        const int at = (half * 64) ^ far;
+        const uint4 upper = *reinterpret_cast<const uint4*>(w + at);
+        const uint4 lower = *reinterpret_cast<const uint4*>(w + at + 8 * 128);
+        const uint4 b = *reinterpret_cast<const uint4*>(x + block * kBoxColumns + half * 32);
+        mma({upper.x, lower.x, upper.y, lower.y}, b.x, b.y, d[0]);
+        mma({upper.z, lower.z, upper.w, lower.w}, b.z, b.w, d[1]);
+      }
     }
     __syncwarp();
     if (lane_ == 0) Barrier{ring_.empty + ring_.slot}.arrive();
-    ring_.advance(1);
-    float2 sum = make_float2(0, 0);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum.x += d[i][0] + d[i][2], sum.y += d[i][1] + d[i][3];
-    return sum;
+    ring_.advance(kStreamWarps);
+    return make_float4(d[0][0] + d[1][0], d[0][1] + d[1][1], d[0][2] + d[1][2], d[0][3] + d[1][3]);
   }
 
-  // Adds up the warps' sums of a group of tiles and hands the outputs on.
+  // Adds up the sums of pieces of a group of tiles and hands the outputs on.
   __device__ __forceinline__ void finish(int which, const StreamShare& s, const float* squares,
                                          int group, int tiles, uint32_t epoch) {
-    constexpr int kTileSums = kTileRows * kTokens;
-    const int outputs = s.count - group * kTileRows;
     const bool gated = s.kinds == 2;
+    const int begin = group * s.tile_rows;
+    const int rows = min((gated ? tiles / 2 : tiles) * s.tile_rows, s.count - begin);
+    const int of_tile = s.pieces * kTokens * kTileRows;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < (gated ? tiles / 2 : tiles) * kTileSums; i += kStreamThreads) {
-      const int tile = i / kTileSums, t = i % kTileSums / kTileRows;
-      const int r = tile * kTileRows + i % kTileRows;
-      if (r >= outputs || t >= a_.T) continue;
-      const float* from = partial_ + (tile * s.kinds * kTileSums + i % kTileSums) * kStreamWarps;
-      const float sum = folded(from);
-      const float up = gated ? folded(from + kTileSums * kStreamWarps) : 0;
+    for (int i = threadIdx.x; i < rows * a_.T; i += kStreamThreads) {
+      const int t = i / rows, row = begin + i % rows;
+      const int tile = row / s.tile_rows;
+      const float* from =
+          partial_ + (tile - group) * s.kinds * of_tile + t * kTileRows + (row - s.begin_of(tile));
+      const float sum = of_pieces(from, s.pieces);
+      const float up = gated ? of_pieces(from + of_tile, s.pieces) : 0;
       float scale = 1;
       if (s.eps >= 0) {  // the norm's scale commutes with the product
         scale = rsqrtf(folded(squares + t * kStreamWarps) * s.inverse_cols + s.eps);
       }
       float y = sum * scale;
-      const int row = group * kTileRows + r;
       if (which == kGateUp) y = silu(y) * (up * scale);
       if (which == kOut || which == kDown) y = residual_[t * s.count + row] += y;
       float* to = s.output + int64_t{t} * s.outputs + s.first + row;
@@ -189,13 +184,21 @@ class StreamProducts {
     }
   }
 
+  __device__ __forceinline__ float of_pieces(const float* from, int pieces) const {
+    float sum = 0;
+#pragma unroll 4
+    for (int piece = 0; piece < pieces; ++piece) sum += from[piece * kTokens * kTileRows];
+    return sum;
+  }
+
   const StreamStep& a_;
   const int warp_ = threadIdx.x / 32, lane_ = threadIdx.x % 32;
+  int place_ = warp_;  // of this warp's next stage among those to come
   Ring ring_;
-  float* panel_;     // [T][columns + kPanelPad]; of two columns the high halves, then the low ones
-  float* partial_;   // see add_tiles()
-  float* squares_;   // [2][T][kStreamWarps]
-  float* residual_;  // [T][outputs]
+  __nv_bfloat16* panel_;  // [T][high and low halves][columns + kPanelPad]
+  float* partial_;        // see add_stages()
+  float* squares_;        // [2][T][kStreamWarps]
+  float* residual_;       // [T][outputs]
 };
 
 }  // namespace gsa::cuda

@@ -1,5 +1,7 @@
 #include "kernels/cuda/stream_program.h"
 
+#include "kernels/cuda/stream_matrices.h"
+
 namespace gsa::cuda {
 namespace {
 
@@ -98,6 +100,7 @@ bool StreamProgram::finish() {
   }
   step_.epoch = 1;
   plan_ = *plan_stream(how_, step_);  // with the pointers
+  describe_matrices();
   return true;
 }
 
@@ -108,6 +111,8 @@ void StreamProgram::take_memory() {
                                  layers_.size() * sizeof(StreamLayer), cudaMemcpyHostToDevice,
                                  how_.stream));
   step_.layers = device_layers_.get();
+  matrices_ = DeviceArray<CUtensorMap>(step_.layer_count * kLayerProducts + 1);
+  step_.matrices = matrices_.get();
   const StreamBuffers sizes = stream_buffers(step_);
   const int64_t total = sizes.x + sizes.qkvf + sizes.scores + sizes.mixed + sizes.y + sizes.hidden;
   exchange_ = DeviceArray<float>(total);
@@ -124,6 +129,21 @@ void StreamProgram::take_memory() {
   step_.mixed = take(sizes.mixed);
   step_.y = take(sizes.y);
   step_.hidden = take(sizes.hidden);
+}
+
+void StreamProgram::describe_matrices() {
+  std::vector<CUtensorMap> matrices;
+  for (int i = 0; i <= step_.layer_count * kLayerProducts; ++i) {
+    const StreamShare& share = plan_.shares[i == step_.layer_count * kLayerProducts
+                                                ? kHead
+                                                : static_cast<StreamProduct>(i % kLayerProducts)];
+    matrices.push_back(stream_matrix(layers_[i / kLayerProducts].weight[i % kLayerProducts],
+                                     int64_t{share.outputs} * share.kinds, share.cols,
+                                     share.tile_rows, kPiece / kBoxColumns));
+  }
+  GSA_CUDA_CHECK(cudaMemcpyAsync(matrices_.get(), matrices.data(),
+                                 matrices.size() * sizeof(CUtensorMap), cudaMemcpyHostToDevice,
+                                 how_.stream));
 }
 
 void StreamProgram::run() {

@@ -39,6 +39,7 @@ class StreamProgram {
     next_ = then;
   }
   void take_memory();
+  void describe_matrices();
   // The matrix, which must be of bfloat16.
   const __nv_bfloat16* matrix(const TensorView& weight);
   // Sets a field that must be the same in all layers.
@@ -53,6 +54,7 @@ class StreamProgram {
   bool possible_ = true;
   Next next_ = Next::kEmbed;
   DeviceArray<StreamLayer> device_layers_;
+  DeviceArray<CUtensorMap> matrices_;
   DeviceArray<float> exchange_;
 };
 

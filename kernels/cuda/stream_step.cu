@@ -4,8 +4,8 @@
 #include "kernels/cuda/stream_products.cuh"
 #include "kernels/cuda/stream_recurrence.cuh"
 
-// A block owns a share of the outputs of every product. Some warps copy the weights of that share,
-// in the order of their use over the whole step, into a ring of stages in shared memory, and wait
+// A block owns a share of the outputs of every product. One warp copies the weights of that share,
+// in the order of their use over the whole step, into a ring of stages in shared memory, and waits
 // for nothing but free stages: memory stays busy while the other warps wait for the activations
 // that other blocks publish.
 //
@@ -34,10 +34,10 @@ __device__ __forceinline__ void compute(const StreamStep& a, const StreamPlan& p
 }
 
 template <int kTokens>
-__global__ void __launch_bounds__(kStreamThreads + kCopyWarps * 32, 1)
+__global__ void __launch_bounds__(kStreamThreads + 32, 1)
     stream_step_kernel(const __grid_constant__ StreamStep a,
                        const __grid_constant__ StreamPlan plan) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   auto* shares = reinterpret_cast<StreamShare*>(shared + plan.table);
   auto* layers = reinterpret_cast<StreamLayer*>(shared + plan.layers);
   auto* units = reinterpret_cast<StreamUnit*>(shared + plan.unit_table);
@@ -56,8 +56,12 @@ __global__ void __launch_bounds__(kStreamThreads + kCopyWarps * 32, 1)
   }
   if (thread < plan.ring) {
     Barrier{ring.full + thread}.init(1);
-    Barrier{ring.empty + thread}.init(kStreamWarps);
+    Barrier{ring.empty + thread}.init(1);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  }
+#pragma unroll 1
+  for (int i = thread; i <= a.layer_count * kLayerProducts; i += blockDim.x) {
+    acquire_matrix(a.matrices + i);
   }
   grid_wait();
 #pragma unroll 1
@@ -82,7 +86,7 @@ void run_stream(const Launch& how, const StreamStep& step, const StreamPlan& pla
   allow_shared_memory(kernel, plan.bytes);
   launch(how,
          {.blocks = static_cast<unsigned>(how.multiprocessors),
-          .threads = kStreamThreads + kCopyWarps * 32,
+          .threads = kStreamThreads + 32,
           .shared_bytes = static_cast<size_t>(plan.bytes)},
          kernel, step, plan);
 }
