@@ -128,14 +128,22 @@ struct SmallOperand {
   int to_low;                      // from the first to the second step's
   const float* sums[kTiles];       // of q4: the sum of the activations of group j, as TF32 halves
   int sums_to_low;
+
+  // Columns 8 j to 8 j + 7 of a group.
+  __device__ __forceinline__ uint4 columns(int tile, int half, int group) const {
+    return *reinterpret_cast<const uint4*>(x[tile] + half * to_low + group * QuantizedRow::kGroup);
+  }
+  __device__ __forceinline__ float sum(int tile, int half) const {
+    return sums[tile][half * sums_to_low];
+  }
 };
 
 // sums [token tile] += weights times activations for 16 rows, the 8 of tile `upper` and the 8 of
 // tile `lower` (in shared memory), and 128 columns. A lane 4 g + j has the sums of columns 2 j and
 // 2 j + 1 of the product for row g of the upper tile, then for row g of the lower one.
-template <DType kType, int kTokens>
+template <DType kType, int kTokens, typename Operand>
 __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsigned char* lower,
-                                         const SmallOperand<kTokens>& operand,
+                                         const Operand& operand,
                                          float (&sums)[SmallTokens<kTokens>::kTiles][4]) {
   using Tokens = SmallTokens<kTokens>;
   using Tile = SmallTileOf<kType>;
@@ -164,8 +172,7 @@ __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsig
       float d[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int half = 0; half < Tokens::kHalves; ++half) {
-        const uint4 x = *reinterpret_cast<const uint4*>(operand.x[tile] + half * operand.to_low +
-                                                        group * QuantizedRow::kGroup);
+        const uint4 x = operand.columns(tile, half, group);
         multiply(first, x.x, x.y, d, d);
         multiply(second, x.z, x.w, d, d);
       }
@@ -186,7 +193,7 @@ __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsig
     for (int tile = 0; tile < Tokens::kTiles; ++tile) {
 #pragma unroll
       for (int half = 0; half < Tokens::kHalves; ++half) {
-        const float sum = operand.sums[tile][half * operand.sums_to_low];
+        const float sum = operand.sum(tile, half);
         multiply_tf32(a, sum, -SmallIntegers<kType>::kOffset * sum, sums[tile]);
       }
     }

@@ -8,24 +8,39 @@
 
 namespace gsa::cuda {
 
-// Where a block's weights wait for their use. The warps that compute take the stages in turn; a
-// place in the ring is not always the same warp's. So that the parity of a place tells its phases
-// apart, what was there before must have landed when a warp comes for the next: the ring has at
-// least as many stages as there are warps and copies under way.
+// Where a block's weights wait for their use. The warps that compute take the stages in turn, so
+// that a place is not always the same warp's, and one may come to a place before what stood there
+// earlier has been copied. The barriers that say that a place is full are therefore two for each,
+// which take turns: then a phase is never mistaken for the one before it.
+// REQUIRES: at least as many stages as there are warps.
 struct Ring {
   unsigned char* stages;
-  uint64_t* full;
-  uint64_t* empty;
+  uint64_t* full;   // [2][size]
+  uint64_t* empty;  // [size]
   int size;
+  int stage_bytes;
   int slot = 0;
-  uint32_t parity = 0;
+  uint32_t round = 0;
 
   // REQUIRES: stages <= size
   __device__ __forceinline__ void advance(int stages) {
     slot += stages;
-    if (slot >= size) slot -= size, parity ^= 1;
+    if (slot >= size) slot -= size, ++round;
   }
+  __device__ __forceinline__ unsigned char* stage() const { return stages + slot * stage_bytes; }
+  __device__ __forceinline__ Barrier full_barrier() const {
+    return {full + (round % 2) * size + slot};
+  }
+  __device__ __forceinline__ Barrier empty_barrier() const { return {empty + slot}; }
+  __device__ __forceinline__ void wait_full() const { full_barrier().wait(round / 2 % 2); }
+  __device__ __forceinline__ void wait_empty() const { empty_barrier().wait(round % 2 ^ 1); }
 };
+
+// Whether a stage of small weights, of a tile that begins with this one of the block's outputs, has
+// two rows of tiles.
+__device__ __forceinline__ bool has_lower(const StreamShare& s, int begin) {
+  return s.gated || begin + SmallTile::kRows < s.count;
+}
 
 // What all warps of a block find in shared memory.
 struct Tables {
@@ -84,6 +99,7 @@ __device__ __forceinline__ void find_unit(const StreamStep& a, const StreamPlan&
 }
 
 // The warp that copies: all weights of the block's share of a step, in the order of their use.
+template <DType kType>
 class StreamCopier {
  public:
   __device__ StreamCopier(const StreamStep& a, const StreamPlan& plan, const Tables& tables,
@@ -92,15 +108,32 @@ class StreamCopier {
 
   __device__ void run() {
     const CUtensorMap* matrix = a_.matrices;
-    tables_.for_products(a_.layer_count, [&](int which, const StreamShare& share, int layer) {
-      if (which != kHead) prefetch_matrix(matrix + 1);
-      if (which == kQkvf) prefetch_layer(tables_.layers[layer]);
-      stream(share, matrix++);
+    tables_.for_products(a_.layer_count, [&](int which, const StreamShare& share, int l) {
+      const StreamLayer& layer = tables_.layers[l];
+      if (which == kQkvf) prefetch_layer(layer);
+      if (lane_ == 0) {
+        if (which != kHead) prefetch_matrix(matrix + 1);
+        const auto* weight =
+            static_cast<const unsigned char*>(layer.weight[which % kLayerProducts]);
+        if (kSmall<kType> && which != kApart) {
+          stream<kSmall<kType>>(share, matrix, weight);
+        } else {
+          stream<false>(share, matrix, weight);
+        }
+      }
+      ++matrix;
+      __syncwarp();
     });
   }
 
  private:
-  __device__ __forceinline__ void stream(const StreamShare& s, const CUtensorMap* matrix) {
+  // One thread issues all copies of a product, and memory is no busier than it is quick: what a
+  // stage needs is in registers.
+  template <bool kSmall>
+  __device__ __forceinline__ void stream(const StreamShare& share, const CUtensorMap* matrix,
+                                         const unsigned char* weight) {
+    const StreamShare s = share;
+    const int across = (s.cols + SmallTile::kColumns - 1) / SmallTile::kColumns;
 #pragma unroll 1
     for (int group = 0; group < s.tiles; group += s.group_tiles) {
       const int end = min(group + s.group_tiles, s.tiles);
@@ -108,34 +141,53 @@ class StreamCopier {
       for (int piece = 0; piece < s.pieces; ++piece) {
 #pragma unroll 1
         for (int tile = group; tile < end; ++tile) {
+          const int row = s.first + s.begin_of(tile);
+#pragma unroll 1
           for (int kind = 0; kind < s.kinds; ++kind) {
-            copy(matrix, s.first + s.begin_of(tile) + kind * s.outputs, piece,
-                 s.tile_rows * kPiece * 2);
+            make_room();
+            if constexpr (kSmall) {
+              copy_tiles(s, weight, row, piece, across);
+            } else {
+              const Barrier full = ring_.full_barrier();
+              full.arrive_and_expect(s.tile_rows * kPiece * 2);
+              copy_box(ring_.stage(), matrix, row + kind * s.outputs, piece * kPieceBlocks, full,
+                       policy_);
+            }
+            ring_.advance(1);
           }
         }
       }
     }
   }
 
-  __device__ __forceinline__ void copy(const CUtensorMap* matrix, int row, int piece,
-                                       uint32_t bytes) {
+  // Until the next stage may be copied.
+  __device__ __forceinline__ void make_room() {
     if (under_way_ == plan_.flight) {
-      Barrier{ring_.full + landed_.slot}.wait(landed_.parity);
+      landed_.wait_full();
       landed_.advance(1);
       --under_way_;
     }
     ++under_way_;
-    const Barrier full{ring_.full + ring_.slot};
-    Barrier{ring_.empty + ring_.slot}.wait(ring_.parity ^ 1);
-    if (lane_ == 0) {
-      full.arrive_and_expect(bytes);
-      copy_box(ring_.stages + ring_.slot * kStageBytes, matrix, row, piece * (kPiece / kBoxColumns),
-               full, policy_);
-    }
-    ring_.advance(1);
+    ring_.wait_empty();
   }
 
-  // What the layer needs besides weights, asked for a little before its use.
+  // The tiles of 8 rows from `row` on, and those of the 8 rows behind them, which where outputs are
+  // gated are the others of the same outputs.
+  __device__ __forceinline__ void copy_tiles(const StreamShare& s, const unsigned char* weight,
+                                             int row, int piece, int across) {
+    constexpr int kBytes = SmallTileOf < kSmall<kType> ? kType : DType::kQ8 > ::kBytes;
+    const uint32_t bytes = min(kPieceTiles, across - piece * kPieceTiles) * kBytes;
+    const bool both = has_lower(s, row - s.first);
+    const int64_t upper = int64_t{row / SmallTile::kRows} * across + piece * kPieceTiles;
+    const int64_t lower = upper + int64_t{s.gated ? s.outputs / SmallTile::kRows : 1} * across;
+    const Barrier full = ring_.full_barrier();
+    full.arrive_and_expect(both ? 2 * bytes : bytes);
+    copy_bulk(ring_.stage(), weight + upper * kBytes, bytes, full, policy_);
+    if (!both) return;
+    copy_bulk(ring_.stage() + kPieceTiles * kBytes, weight + lower * kBytes, bytes, full, policy_);
+  }
+
+  // What the layer needs besides weights, asked for a little before its use; by all threads.
   __device__ __forceinline__ void prefetch_layer(const StreamLayer& layer) {
 #pragma unroll 1
     for (int which = kQkvf; which < kLayerProducts; ++which) {

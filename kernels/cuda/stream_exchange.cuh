@@ -43,6 +43,16 @@ struct Barrier {
   }
 };
 
+// A bulk copy of a multiple of 16 bytes from global to shared memory, as the one below.
+__device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint32_t bytes,
+                                          const Barrier& barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier.at)), "l"(policy)
+      : "memory");
+}
+
 // Copies the box of a matrix (stream_matrices.h) that begins at this row and block of columns to
 // shared memory at a multiple of 1024 bytes; the barrier counts its bytes, those past the ends of
 // the matrix too, which are zeros. The second level cache may drop what was read first.

@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/halves.cuh"
 #include "kernels/cuda/stream_plan.h"
 
 namespace gsa::cuda {
@@ -31,6 +32,13 @@ __device__ __forceinline__ uint2 split_pair(float x, float y) {
   const __nv_bfloat162 low = __floats2bfloat162_rn(x - __low2float(high), y - __high2float(high));
   return make_uint2(*reinterpret_cast<const uint32_t*>(&high),
                     *reinterpret_cast<const uint32_t*>(&low));
+}
+
+// What both words hold.
+__device__ __forceinline__ float pair_sum(const uint2& halves) {
+  const float2 high = unpack(reinterpret_cast<const __nv_bfloat162&>(halves.x));
+  const float2 low = unpack(reinterpret_cast<const __nv_bfloat162&>(halves.y));
+  return (high.x + high.y) + (low.x + low.y);
 }
 
 // Adds up vectors of 4 columns over the threads of a warp that agree in threadIdx.x modulo

@@ -6,29 +6,45 @@
 namespace gsa::cuda {
 namespace {
 
-// Copies under way keep memory busy, but delay what the blocks exchange.
-constexpr int kFlight = 3;
+// Bytes of copies under way: they keep memory busy, but delay what the blocks exchange, which
+// counts less where the layer of a block has many.
+constexpr int kUnderWay = 48 * 1024;
+constexpr int64_t kDeepLayer = int64_t{3} << 19;
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 bool power_of_two(int n) { return n > 0 && std::has_single_bit(static_cast<unsigned>(n)); }
 
 StreamShare make_share(const StreamStep& s, int which, int blocks) {
   StreamShare share{};
-  share.kinds = which == kGateUp ? 2 : 1;
+  const bool small = is_quantized(s.type) && which != kApart;
+  const int gates = s.G * s.M, width = s.H * s.K + s.G * (s.K + s.V) + gates;
+  const int apart = is_quantized(s.type) ? gates : 0;
+  share.gated = which == kGateUp;
   share.eps = which == kOut ? s.output_eps : which == kDown ? -1 : s.eps;
-  const int outputs[] = {s.H * s.K + s.G * (s.K + s.V + s.M), s.D, s.F, s.D, s.N};
-  const float* const inputs[] = {s.x, s.mixed, s.y, s.hidden, s.x};
-  float* const results[] = {s.qkvf, s.y, s.hidden, s.x, s.logits};
-  const int cols[] = {s.D, s.H * s.V, s.D, s.F, s.D};
+  const int outputs[] = {width - apart, apart, s.D, s.F, s.D, s.N};
+  const float* const inputs[] = {s.x, s.x, s.mixed, s.y, s.hidden, s.x};
+  float* const results[] = {s.qkvf, s.qkvf + (width - apart), s.y, s.hidden, s.x, s.logits};
+  const int cols[] = {s.D, s.D, s.H * s.V, s.D, s.F, s.D};
   share.input = inputs[which];
   share.output = results[which];
   share.outputs = outputs[which];
+  share.stride = which == kQkvf || which == kApart ? width : share.outputs;
   share.cols = cols[which];
   share.inverse_cols = 1.0f / static_cast<float>(share.cols);
   share.pieces = ceil_div(share.cols, kPiece);
-  share.panel = std::clamp(kPanelBytes / (4 * stream_width(s.T) * kPiece), 1, share.pieces);
-  const int most = ceil_div(share.outputs, blocks);
-  share.tile_rows = ceil_div(most, ceil_div(most, kTileRows));
+  const int room = is_quantized(s.type) ? 2 * kPanelBytes : kPanelBytes;
+  share.panel = std::clamp(room / (4 * stream_width(s.T) * kPiece), 1, share.pieces);
+  share.even = !small;
+  share.grain = small ? SmallTile::kRows : 1;
+  share.kinds = share.gated && !small ? 2 : 1;
+  if (small) {
+    share.tile_rows = share.gated ? SmallTile::kRows : kTileRows;
+  } else {
+    const int most = std::max(ceil_div(share.outputs, blocks), 1);
+    const int fitting = stage_bytes(s.type) / (kPiece * 2);
+    share.tile_rows = ceil_div(most, ceil_div(most, std::min(kTileRows, fitting)));
+  }
+  share.inverse_tile_rows = 1.0f / static_cast<float>(share.tile_rows);
   return share;
 }
 
@@ -41,7 +57,8 @@ bool splits_well(const StreamStep& s, int splits) {
 bool has_shape(const StreamStep& s, int blocks) {
   const int queries = s.H / s.G;
   // Every block must take part in the products whose waiting makes it safe to use a buffer again.
-  return s.D >= blocks && s.F >= blocks && s.T <= kStreamTokens && s.D % 64 == 0 && s.F % 64 == 0 &&
+  const int least = blocks * (is_quantized(s.type) ? SmallTile::kRows : 1);
+  return s.D >= least && s.F >= least && s.T <= kStreamTokens && s.D % 64 == 0 && s.F % 64 == 0 &&
          s.H * s.V % 64 == 0 && power_of_two(s.M) && s.M >= 8 && s.M <= kMostSlots &&
          power_of_two(queries) && queries <= kMostQueries && queries * s.M <= kStreamThreads * 4 &&
          s.map != FeatureMap::kT2R && splits_well(s, 1);
@@ -50,22 +67,25 @@ bool has_shape(const StreamStep& s, int blocks) {
 // Sets all offsets but the ring's share of them.
 void lay_out(const StreamStep& s, int blocks, StreamPlan& plan) {
   const int tokens = stream_width(s.T), queries = s.H / s.G;
-  int panel = 0;
+  int panel = 0, panel_sums = 0;
   // Of the recurrence: two sets of sums over slots, or one over values.
   int partial = queries * std::max(2 * s.M, plan.v_columns) * kStreamWarps;
-  for (StreamShare share : plan.shares) {
+  for (StreamShare& share : plan.shares) {
     share.take(blocks - 1, blocks, tokens);  // the last block has the most
     panel = std::max(panel, (share.panel * kPiece + kPanelPad) * tokens);
-    partial =
-        std::max(partial, share.group_tiles * share.kinds * share.pieces * kTileRows * tokens);
+    panel_sums = std::max(panel_sums, 2 * (share.panel * kPiece / 32 + kSumsPad) * tokens);
+    // They are added up together.
+    if (&share == &plan.shares[kApart]) share.partial = plan.shares[kQkvf].sums(tokens);
+    partial = std::max(partial, share.partial + share.sums(tokens));
   }
-  int end = plan.ring * kStageBytes;
+  int end = plan.ring * stage_bytes(s.type);
   const auto take = [&end](size_t bytes) {
     const int at = end;
     end = ceil_div(end + static_cast<int>(bytes), 16) * 16;
     return at;
   };
   plan.panel = take(panel * sizeof(float));
+  plan.panel_sums = take(s.type == DType::kQ4 ? panel_sums * sizeof(float) : 0);
   plan.partial = take(partial * sizeof(float));
   plan.mix = take(((1 + queries) * s.M + plan.inputs) * sizeof(float));
   plan.squares = take(2 * tokens * kStreamWarps * sizeof(float));
@@ -74,7 +94,7 @@ void lay_out(const StreamStep& s, int blocks, StreamPlan& plan) {
   plan.layers = take((s.layer_count + 1) * sizeof(StreamLayer));
   plan.unit_table = take(plan.block_units * sizeof(StreamUnit));
   plan.input_table = take(plan.block_units * plan.inputs * sizeof(int));
-  plan.barriers = take(2 * kStageMost * sizeof(uint64_t));
+  plan.barriers = take(3 * kStageMost * sizeof(uint64_t));
   plan.bytes = end;
 }
 
@@ -83,8 +103,9 @@ void lay_out(const StreamStep& s, int blocks, StreamPlan& plan) {
 std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
   if (!how.clusters || !has_shape(s, how.multiprocessors)) return std::nullopt;
   StreamPlan plan{};
-  for (int which = kQkvf; which <= kHead; ++which)
+  for (int which = kQkvf; which <= kHead; ++which) {
     plan.shares[which] = make_share(s, which, how.multiprocessors);
+  }
   plan.splits = 1;
   for (int splits = 2; splits <= kMostSplits; splits *= 2) {
     if (s.T * s.G * splits <= how.multiprocessors && s.K / splits >= 16 && splits_well(s, splits)) {
@@ -97,12 +118,18 @@ std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
   plan.block_units = ceil_div(plan.units, how.multiprocessors);
   plan.inputs = s.M + (1 + s.H / s.G) * plan.k_rows + plan.v_columns;
   lay_out(s, how.multiprocessors, plan);
+  const StreamShare& qkvf = plan.shares[kQkvf];
+  // The rows apart go with what is there.
+  if (is_quantized(s.type) && (qkvf.group_tiles < qkvf.tiles || qkvf.panel < qkvf.pieces)) {
+    return std::nullopt;
+  }
   const int room = static_cast<int>(how.shared_limit) - plan.bytes;
-  plan.ring = std::min(room / kStageBytes, kStageMost);
-  // A warp must not come to a stage before what was there has landed for the warp before it: see
-  // Ring.
-  plan.flight = std::min(kFlight, plan.ring - kStreamWarps);
-  if (plan.flight < 1) return std::nullopt;
+  const int stage = stage_bytes(s.type);
+  plan.ring = std::min(room / stage, kStageMost);
+  if (plan.ring < kStreamWarps) return std::nullopt;
+  const int64_t layer = int64_t{s.D} * (plan.shares[kQkvf].outputs + s.H * s.V + 3 * s.F);
+  plan.flight = kUnderWay / stage;
+  if (layer * stage / (kTileRows * kPiece) / how.multiprocessors > kDeepLayer) plan.flight *= 2;
   lay_out(s, how.multiprocessors, plan);
   return plan;
 }

@@ -9,6 +9,8 @@
 
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/mix_decode.cuh"
+#include "kernels/cuda/small_weights.h"
+#include "kernels/cuda/stream_matrices.h"
 #include "kernels/shape.h"
 
 namespace gsa::cuda {
@@ -19,28 +21,47 @@ constexpr int kStreamTokens = 4;
 constexpr int kStreamWarps = 8;  // of a block that compute; one more copies weights
 constexpr int kStreamThreads = kStreamWarps * 32;
 
-// A stage holds a tile of rows by a piece of columns and is the work of one warp.
-constexpr int kTileRows = 16;  // at most
-constexpr int kPiece = 512;
-constexpr int kStageBytes = kTileRows * kPiece * 2;
-constexpr int kStageMost = 13;
+// A stage holds a tile of rows by a piece of columns and is the work of one warp. Small weights lie
+// in it as two rows of their tiles (small_weights.h).
+constexpr int kTileRows = 16;    // at most
+constexpr int kPieceBlocks = 8;  // of kBoxColumns columns
+constexpr int kPiece = kPieceBlocks * kBoxColumns;
+constexpr int kPieceTiles = kPiece / SmallTile::kColumns;
+constexpr int kStageMost = 32;
+
+// Bytes of a stage; the copies of bfloat16 want a multiple of 1024.
+constexpr int stage_bytes(DType type) {
+  const int bytes = type == DType::kQ8   ? 2 * kPieceTiles * SmallTileOf<DType::kQ8>::kBytes
+                    : type == DType::kQ4 ? 2 * kPieceTiles * SmallTileOf<DType::kQ4>::kBytes
+                                         : kTileRows * kPiece * 2;
+  return (bytes + 1023) / 1024 * 1024;
+}
+
+// For the device, which has no functions of the host.
+template <DType kType>
+inline constexpr bool kSmall = is_quantized(kType);
+template <DType kType>
+inline constexpr int kStageBytes = stage_bytes(kType);
 
 constexpr int kPanelBytes = 32 * 1024;    // activations in shared memory at a time, at most
 constexpr int kPanelPad = 32;             // columns; neighbouring rows in different banks
+constexpr int kSumsPad = 4;               // of groups of 32 columns, the same
 constexpr int kPartialBytes = 16 * 1024;  // sums of pieces, at most
 
 constexpr int kMostQueries = 4;  // query heads of a memory
 constexpr int kMostSlots = 256;
 constexpr int kMostSplits = 32;  // of a memory over blocks
 
-// The products of a layer in their order, and that of the logits.
-enum StreamProduct { kQkvf, kOut, kGateUp, kDown, kHead };
-constexpr int kLayerProducts = 4;
+// The products of a layer in their order, and that of the logits. Rows of f that have a type of
+// their own, bfloat16, are a product apart, of the same activations as the one before.
+enum StreamProduct { kQkvf, kApart, kOut, kGateUp, kDown, kHead };
+constexpr int kLayerProducts = 5;
 
 // Letters as in kernels/backend.h; all pointers are to device memory.
 struct StreamLayer {
-  // [H*K + G*(K+V+M), D], [D, H*V], [2F, D], [D, F]
-  const __nv_bfloat16* weight[kLayerProducts];
+  // [H*K + G*(K+V+M), D] or without the last G*M rows, which then are the next, or null, [G*M, D];
+  // [D, H*V], [2F, D], [D, F]
+  const void* weight[kLayerProducts];
   const float* norm[kLayerProducts];  // of the product's columns, or null for ones
   float* hk;                          // [G, K, M] at state 0
   float* hv;                          // [G, M, V] at state 0
@@ -48,7 +69,7 @@ struct StreamLayer {
 
 struct StreamStep {
   const StreamLayer* layers;        // [layer_count + 1]: the last has the logits' product alone
-  const CUtensorMap* matrices;      // [layer_count * kLayerProducts + 1], see stream_matrices.h
+  const CUtensorMap* matrices;      // [(layer_count + 1) * kLayerProducts], see stream_matrices.h
   const __nv_bfloat16* embeddings;  // [N, D]
   const int32_t* tokens;            // [T]
   const DecodeRow* rows;            // [T]
@@ -68,6 +89,7 @@ struct StreamStep {
   int64_t state_stride;  // floats
   float inverse_normalizer, eps, output_eps;
   FeatureMap map;
+  DType type;  // of weights but the rows apart
 };
 
 // A product and a block's share of its outputs.
@@ -75,27 +97,39 @@ struct StreamShare {
   const float* input;
   float* output;
   int outputs, cols;
-  int kinds;  // rows of weights for an output: 2 where gated
-  float eps;  // of the norm of the input; negative: no norm
+  int stride;  // floats from a token's outputs to the next one's
+  bool gated;  // two rows of weights for an output
+  float eps;   // of the norm of the input; negative: no norm
   float inverse_cols;
-  int pieces;        // of the columns
-  int panel;         // pieces whose activations are in shared memory at a time
-  int tile_rows;     // of a tile; the last one begins so that it ends with the block's outputs
+  int pieces;     // of the columns
+  int panel;      // pieces whose activations are in shared memory at a time
+  int grain;      // outputs of a block are a multiple of this
+  int tile_rows;  // outputs of a tile
+  float inverse_tile_rows;
+  int kinds;         // stages of a tile: 2 where the rows of an output are in different ones
+  bool even;         // tiles have all of their rows: the last one begins before the one before ends
+  int partial;       // where its sums begin, in floats
   int first, count;  // outputs of the block
   int tiles;
   int group_tiles;  // whose sums are in shared memory at a time
 
   // Fills in the block's part.
   __host__ __device__ void take(int block, int blocks, int tokens) {
-    first = static_cast<int>(int64_t{outputs} * block / blocks);
-    count = static_cast<int>(int64_t{outputs} * (block + 1) / blocks) - first;
+    const int64_t grains = (outputs + grain - 1) / grain;
+    first = static_cast<int>(grains * block / blocks) * grain;
+    const int end = static_cast<int>(grains * (block + 1) / blocks) * grain;
+    count = (end < outputs ? end : outputs) - first;
     tiles = (count + tile_rows - 1) / tile_rows;
     const int most = kPartialBytes / (4 * kTileRows * tokens * kinds * pieces);
     group_tiles = tiles < most ? tiles : most > 0 ? most : 1;
   }
+  __host__ __device__ int sums(int tokens) const {
+    return group_tiles * kinds * pieces * kTileRows * tokens;
+  }
+  // The first of a tile's outputs in the block's.
   __host__ __device__ int begin_of(int tile) const {
     const int begin = tile * tile_rows, last = count - tile_rows;
-    return begin <= last ? begin : last > 0 ? last : 0;
+    return !even || begin <= last ? begin : last > 0 ? last : 0;
   }
 };
 
@@ -116,8 +150,8 @@ struct StreamPlan {
   int ring;         // stages
   int flight;       // stages under way at most
   // Offsets in shared memory, and its size, in bytes.
-  int panel, partial, mix, squares, residual, table, layers, unit_table, input_table, barriers,
-      bytes;
+  int panel, panel_sums, partial, mix, squares, residual, table, layers, unit_table, input_table,
+      barriers, bytes;
 };
 
 // Tokens of the kernel that takes a step of so many.

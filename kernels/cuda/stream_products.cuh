@@ -1,14 +1,30 @@
 // Products inside of a persistent kernel.
 #pragma once
 
+#include "kernels/cuda/small_tiles.cuh"
 #include "kernels/cuda/stream_copier.cuh"
 #include "kernels/cuda/stream_exchange.cuh"
 #include "kernels/cuda/stream_math.cuh"
 
 namespace gsa::cuda {
 
+// A lane's part of a panel of activations (StreamProducts) at the first column of a tile of small
+// weights: see SmallOperand.
+struct StreamOperand {
+  const __nv_bfloat16* x;
+  const float* sums;
+
+  __device__ __forceinline__ uint4 columns(int, int, int group) const {
+    const auto* at = reinterpret_cast<const uint4*>(x + group / 2 * kBoxColumns);
+    const uint4 front = at[0], back = at[kBoxColumns / 16];
+    return group % 2 == 0 ? make_uint4(front.x, back.x, front.y, back.y)
+                          : make_uint4(front.z, back.z, front.w, back.w);
+  }
+  __device__ __forceinline__ float sum(int, int) const { return *sums; }
+};
+
 // The products of a step, of at most kTokens tokens.
-template <int kTokens>
+template <DType kType, int kTokens>
 class StreamProducts {
  public:
   __device__ StreamProducts(const StreamStep& a, const StreamPlan& at, unsigned char* shared,
@@ -16,6 +32,7 @@ class StreamProducts {
       : a_(a),
         ring_(ring),
         panel_(reinterpret_cast<__nv_bfloat16*>(shared + at.panel)),
+        panel_sums_(reinterpret_cast<float*>(shared + at.panel_sums)),
         partial_(reinterpret_cast<float*>(shared + at.partial)),
         squares_(reinterpret_cast<float*>(shared + at.squares)),
         residual_(reinterpret_cast<float*>(shared + at.residual)) {
@@ -33,32 +50,48 @@ class StreamProducts {
   }
 
   // y = W norm(x) for the block's outputs.
-  __device__ __forceinline__ void product(int which, const StreamShare& s, const float* norm,
+  __device__ __forceinline__ void product(int which, const StreamShare* shares, const float* norm,
                                           uint32_t epoch) {
-    float* squares = squares_ + (which % 2) * kTokens * kStreamWarps;  // one may still be read
-    const int pitch = s.panel * kPiece + kPanelPad;
-    for (int group = 0; group < s.tiles; group += s.group_tiles) {
-      const int tiles = min(s.group_tiles, s.tiles - group) * s.kinds;
+    const bool apart = which == kApart;
+    if (apart && !kSmallType) return;
+    const StreamShare& s = shares[which];
+    pitch_ = s.panel * kPiece + kPanelPad;
+    int group = 0;
+#pragma unroll 1
+    do {
+#pragma unroll 1
       for (int panel = 0; panel < s.pieces; panel += s.panel) {
         const int pieces = min(s.panel, s.pieces - panel);
         if (group + panel > 0) stream_sync();  // nobody still reads what is written next
-        if (group == 0 || s.panel < s.pieces) {
-          gather(s, norm, squares, epoch, panel * kPiece, pieces * kPiece, pitch);
+        if (!apart && (group == 0 || s.panel < s.pieces)) {
+          gather(s, norm, epoch, panel * kPiece, pieces * kPiece);
           stream_sync();
         }
-        add_stages(s, tiles, panel, pieces, pitch);
+        if (kSmallType && !apart) {
+          add_stages<kSmallType>(s, group, panel, pieces);
+        } else {
+          add_stages<false>(s, group, panel, pieces);
+        }
       }
+      if (kSmallType && which == kQkvf) return;  // goes on with the rows apart
       stream_sync();
-      finish(which, s, squares, group, tiles, which == kDown ? epoch + 1 : epoch);
-    }
+#pragma unroll 1
+      for (int of = apart ? kQkvf : which; of <= which; ++of) {
+        finish(of, shares[of], group, which == kDown ? epoch + 1 : epoch);
+      }
+      group += s.group_tiles;
+    } while (group < s.tiles);
   }
 
  private:
+  static constexpr bool kSmallType = kSmall<kType>;
+  static constexpr int kPairs = (kTokens + 1) / 2;  // of tokens
+
   // Takes a panel of activations of all tokens, times the norm's weight, into shared memory, and
   // adds up the squares of the plain values by warps. Everything is asked for before the first
   // value is waited for.
-  __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, float* squares,
-                                         uint32_t epoch, int first, int width, int pitch) {
+  __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, uint32_t epoch,
+                                         int first, int width) {
     constexpr int kVectors = kTokens == 1 ? 6 : kTokens == 2 ? 3 : 2;
     constexpr int kStride = kStreamThreads * 4;
     const int there = s.cols - first;  // zeros behind them
@@ -81,101 +114,181 @@ class StreamProducts {
             return begin + n / kTokens * kStride < min(width, there) && n % kTokens < a_.T;
           },
           [&](int n) { return input + n % kTokens * s.cols + n / kTokens * kStride; });
-      __nv_bfloat16* to = panel_ + begin;
 #pragma unroll
       for (int n = 0; n < kVectors * kTokens; ++n) {
         const int i = n / kTokens, t = n % kTokens;
         if (begin + i * kStride >= width) break;
         const float4 x = values_of(seen[n]);
         sums[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-        const uint2 front = split_pair(x.x * weight[i].x, x.y * weight[i].y);
-        const uint2 back = split_pair(x.z * weight[i].z, x.w * weight[i].w);
-        __nv_bfloat16* high = to + 2 * t * pitch + i * kStride;
-        *reinterpret_cast<uint2*>(high) = make_uint2(front.x, back.x);
-        *reinterpret_cast<uint2*>(high + pitch) = make_uint2(front.y, back.y);
+        keep(t, begin + i * kStride, x, weight[i]);
       }
     }
     if (s.eps < 0) return;
+    if (first == 0) squares_set_ ^= 1;  // the other one may still be read
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       const float sum = warp_sum(sums[t]);
-      float& total = squares[t * kStreamWarps + warp_];
+      float& total = squares()[t * kStreamWarps + warp_];
       if (lane_ == 0) total = first > 0 ? total + sum : sum;
     }
   }
 
-  // This warp's stages of a group of tiles and a panel: every kStreamWarps-th. Their sums go to
+  // Four activations of a token, times w, go to the panel as two bfloat16 halves: the first two to
+  // the one half of a block of columns and the last two to the other, see multiply().
+  __device__ __forceinline__ void keep(int t, int column, const float4& x, const float4& w) {
+    const uint2 front = split_pair(x.x * w.x, x.y * w.y);
+    const uint2 back = split_pair(x.z * w.z, x.w * w.w);
+    const int at = column % kBoxColumns;
+    uint32_t* high = reinterpret_cast<uint32_t*>(panel_ + 2 * t * pitch_ + column - at) +
+                     at % 32 / 8 * 4 + at / 32 * 2 + at % 8 / 4;
+    uint32_t* low = high + pitch_ / 2;
+    constexpr int kHalf = kBoxColumns / 4;
+    high[0] = front.x, high[kHalf] = back.x;
+    low[0] = front.y, low[kHalf] = back.y;
+    if constexpr (kType == DType::kQ4) {
+      const float sum = warp_sum<8>(pair_sum(front) + pair_sum(back));
+      const float part = tf32_part(sum);
+      float* to = panel_sums_ + 2 * t * sums_pitch() + column / 32;
+      if (lane_ % 8 == 0) to[0] = part;
+      if (lane_ % 8 == 1) to[sums_pitch()] = tf32_part(sum - part);
+    }
+  }
+
+  // This warp's stages, every kStreamWarps-th, of a group of tiles and a panel. Their sums go to
   // partial_[tile][piece][token][row].
-  __device__ __forceinline__ void add_stages(const StreamShare& s, int tiles, int panel, int pieces,
-                                             int pitch) {
-    const int j = lane_ % 4, row = (lane_ / 4 % 2) * 4 + lane_ / 8;
-    const __nv_bfloat16* x = panel_ + lane_ / 4 % (2 * kTokens) * pitch + j * 8;
+  template <bool kSmallStage>
+  __device__ __forceinline__ void add_stages(const StreamShare& s, int group, int panel,
+                                             int pieces) {
+    const int tiles = min(s.group_tiles, s.tiles - group) * s.kinds, count = tiles * pieces;
+    const int tile_rows = s.tile_rows, to_tile = s.pieces * kTokens * kTileRows;
+    float* const partial = partial_ + s.partial + panel * kTokens * kTileRows;
+    int at[kPieceBlocks];  // of this lane's first 16 bytes of a block of columns
+    if constexpr (!kSmallStage) {
+#pragma unroll
+      for (int block = 0; block < kPieceBlocks; ++block) {
+        const int line = block * tile_rows + row_;
+        at[block] = line * 128 + ((lane_ % 4) ^ (line % 8)) * 16;
+      }
+    }
     int tile = place_, piece = 0;
-    const int count = tiles * pieces;
+#pragma unroll 1
     for (; place_ < count; place_ += kStreamWarps, tile += kStreamWarps) {
       while (tile >= tiles) tile -= tiles, ++piece;
-      const float4 sum = multiply(x + piece * kPiece, row, j, s.tile_rows);
-      if (j >= kTokens) continue;
-      float* to = partial_ + (((tile * s.pieces + panel + piece) * kTokens) + j) * kTileRows + row;
-      to[0] = sum.x + sum.y;
-      to[8] = sum.z + sum.w;
+      float* to = partial + tile * to_tile + piece * kTokens * kTileRows;
+      ring_.wait_full();
+      if constexpr (kSmallStage) {
+        add_small(has_lower(s, (group + tile) * tile_rows),
+                  min(kPieceTiles, (s.cols - (panel + piece) * kPiece + SmallTile::kColumns - 1) /
+                                       SmallTile::kColumns),
+                  piece * kPiece, to);
+      } else {
+        add(at, piece * kPiece, to);
+      }
     }
     place_ -= count;
   }
 
-  // This warp's next stage times the activations at `x`. The weights are the tensor cores' left
-  // operand; of the right one, columns 2 t and 2 t + 1 are the high and low halves of token t, and
-  // others repeat these. A lane reads 8 columns of 32 at a time of rows `row` and 8 + `row`, in an
-  // order of rows that finds 8 lanes in different banks; rows past the tile's are of no use.
-  // Returns the sums of columns 2 j and 2 j + 1 of the product for the two rows.
-  __device__ __forceinline__ float4 multiply(const __nv_bfloat16* x, int row, int j, int rows) {
-    Barrier{ring_.full + ring_.slot}.wait(ring_.parity);
-    const unsigned char* stage = ring_.stages + ring_.slot * kStageBytes;
-    float d[2][4] = {};
-#pragma unroll 4
-    for (int block = 0; block < kPiece / kBoxColumns; ++block) {
-      const int line = block * rows + row;
-      const unsigned char* w = stage + line * 128 + ((j ^ (line & 3)) * 16);
-      const int far = (line & 4) * 16;
+  // The stage of this warp may be filled again.
+  __device__ __forceinline__ void release_stage() {
+    __syncwarp();
+    if (lane_ == 0) ring_.empty_barrier().arrive();
+    ring_.advance(kStreamWarps);
+  }
+
+  // This warp's next stage times the activations from `column` on. A lane reads 8 columns of 32 at
+  // a time of rows row_ and 8 + row_, which are as they lie the tensor cores' left operand of 16
+  // rows and 16 columns: of its pairs of columns, the first and the third are of a row lane_ / 4
+  // there, and the second and the fourth of a row 8 further. Of the right operand, columns 0 to 3
+  // are for the former and 4 to 7 for the latter, each the high and low halves of two tokens.
+  __device__ __forceinline__ void add(const int (&at)[kPieceBlocks], int column, float* to) {
+    const int n = lane_ / 4;
+    const __nv_bfloat16* x = panel_ + n % (kTokens == 1 ? 2 : 4) * pitch_ +
+                             n / 4 * (kBoxColumns / 2) + lane_ % 4 * 8 + column;
+    const unsigned char* const stage = ring_.stage();
+    float d[kPairs][2][2][4] = {};  // [pair of tokens][row][half of 64 columns]
+#pragma unroll
+    for (int block = 0; block < kPieceBlocks; ++block) {
+      uint4 weights[2][2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int at = (half * 64) ^ far;
-        const uint4 upper = *reinterpret_cast<const uint4*>(w + at);
-        const uint4 lower = *reinterpret_cast<const uint4*>(w + at + 8 * 128);
-        const uint4 b = *reinterpret_cast<const uint4*>(x + block * kBoxColumns + half * 32);
-        mma({upper.x, lower.x, upper.y, lower.y}, b.x, b.y, d[0]);
-        mma({upper.z, lower.z, upper.w, lower.w}, b.z, b.w, d[1]);
+        const unsigned char* w = stage + (at[block] ^ (half * 64));
+        weights[0][half] = *reinterpret_cast<const uint4*>(w);
+        weights[1][half] = *reinterpret_cast<const uint4*>(w + 8 * 128);
+      }
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
+        const uint4 b =
+            *reinterpret_cast<const uint4*>(x + pair * 4 * pitch_ + block * kBoxColumns);
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+          mma(weights[row][0], b.x, b.y, d[pair][row][0]);
+          mma(weights[row][1], b.z, b.w, d[pair][row][1]);
+        }
       }
     }
-    __syncwarp();
-    if (lane_ == 0) Barrier{ring_.empty + ring_.slot}.arrive();
-    ring_.advance(kStreamWarps);
-    return make_float4(d[0][0] + d[1][0], d[0][1] + d[1][1], d[0][2] + d[1][2], d[0][3] + d[1][3]);
+    release_stage();
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      const float upper = sum_of_halves(d[pair][0]), lower = sum_of_halves(d[pair][1]);
+      const int t = lane_ % 4;
+      if (t >= min(kTokens, 2)) continue;
+      float* out = to + (2 * pair + t) * kTileRows + row_;
+      out[0] = upper;
+      out[8] = lower;
+    }
+  }
+
+  // Both parts of a row's sum, which lanes 2 apart have.
+  __device__ __forceinline__ float sum_of_halves(const float (&d)[2][4]) const {
+    const float front = (d[0][0] + d[1][0]) + (d[0][1] + d[1][1]);
+    const float back = (d[0][2] + d[1][2]) + (d[0][3] + d[1][3]);
+    return front + __shfl_down_sync(kAllLanes, back, 2);
+  }
+
+  // The same for a stage of so many tiles of small weights beside each other. Columns 2 t and 2 t +
+  // 1 of the right operand are the halves of token t, and others repeat these.
+  __device__ __forceinline__ void add_small(bool both, int tiles, int column, float* to) {
+    using Tile = SmallTileOf<kSmallType ? kType : DType::kQ8>;
+    constexpr DType kTileType = kSmallType ? kType : DType::kQ8;
+    const int row = lane_ / 4 % (2 * kTokens), j = lane_ % 4;
+    StreamOperand operand{panel_ + row * pitch_ + column + j * 8,
+                          panel_sums_ + row * sums_pitch() + column / 32 + j};
+    const unsigned char* upper = ring_.stage();
+    const unsigned char* lower = both ? upper + kPieceTiles * Tile::kBytes : upper;
+    float sums[1][4] = {};
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      add_tile<kTileType, 4>(upper, lower, operand, sums);
+      upper += Tile::kBytes, lower += Tile::kBytes;
+      operand.x += Tile::kColumns, operand.sums += Tile::kGroups;
+    }
+    release_stage();
+    if (j >= kTokens) return;
+    to += j * kTileRows + lane_ / 4;
+    to[0] = sums[0][0] + sums[0][1];
+    to[8] = sums[0][2] + sums[0][3];
   }
 
   // Adds up the sums of pieces of a group of tiles and hands the outputs on.
-  __device__ __forceinline__ void finish(int which, const StreamShare& s, const float* squares,
-                                         int group, int tiles, uint32_t epoch) {
-    const bool gated = s.kinds == 2;
+  __device__ __forceinline__ void finish(int which, const StreamShare& s, int group,
+                                         uint32_t epoch) {
     const int begin = group * s.tile_rows;
-    const int rows = min((gated ? tiles / 2 : tiles) * s.tile_rows, s.count - begin);
-    const int of_tile = s.pieces * kTokens * kTileRows;
+    const int rows = min(s.group_tiles * s.tile_rows, s.count - begin);
+    const int to_tile = s.pieces * kTokens * kTileRows;
 #pragma unroll 1
     for (int i = threadIdx.x; i < rows * a_.T; i += kStreamThreads) {
-      const int t = i / rows, row = begin + i % rows;
-      const int tile = row / s.tile_rows;
-      const float* from =
-          partial_ + (tile - group) * s.kinds * of_tile + t * kTileRows + (row - s.begin_of(tile));
-      const float sum = of_pieces(from, s.pieces);
-      const float up = gated ? of_pieces(from + of_tile, s.pieces) : 0;
-      float scale = 1;
-      if (s.eps >= 0) {  // the norm's scale commutes with the product
-        scale = rsqrtf(folded(squares + t * kStreamWarps) * s.inverse_cols + s.eps);
+      const int t = kTokens == 1 ? 0 : i / rows, row = begin + i - t * rows;
+      const int tile = static_cast<int>((row + 0.5f) * s.inverse_tile_rows);
+      const float* from = partial_ + s.partial + (tile - group) * s.kinds * to_tile +
+                          t * kTileRows + (row - s.begin_of(tile));
+      const float scale = scale_of(s, t);
+      float y = of_pieces(from, s.pieces) * scale;
+      if (s.gated) {
+        const float up = of_pieces(from + (s.kinds == 2 ? to_tile : SmallTile::kRows), s.pieces);
+        y = silu(y) * (up * scale);
       }
-      float y = sum * scale;
-      if (which == kGateUp) y = silu(y) * (up * scale);
       if (which == kOut || which == kDown) y = residual_[t * s.count + row] += y;
-      float* to = s.output + int64_t{t} * s.outputs + s.first + row;
+      float* to = s.output + int64_t{t} * s.stride + s.first + row;
       if (which == kHead) {
         *to = y;
       } else {
@@ -191,14 +304,31 @@ class StreamProducts {
     return sum;
   }
 
+  // That of the norm, which commutes with the product.
+  __device__ __forceinline__ float scale_of(const StreamShare& s, int t) const {
+    if (s.eps < 0) return 1;
+    return rsqrtf(folded(squares() + t * kStreamWarps) * s.inverse_cols + s.eps);
+  }
+
+  __device__ __forceinline__ float* squares() const {
+    return squares_ + squares_set_ * kTokens * kStreamWarps;
+  }
+  __device__ __forceinline__ int sums_pitch() const { return (pitch_ - kPanelPad) / 32 + kSumsPad; }
+
   const StreamStep& a_;
   const int warp_ = threadIdx.x / 32, lane_ = threadIdx.x % 32;
+  // Of a stage of bfloat16, in an order that lets 8 lanes find 8 different banks.
+  const int row_ = (lane_ / 4 % 2) * 4 + lane_ / 8;
   int place_ = warp_;  // of this warp's next stage among those to come
+  int squares_set_ = 0;
+  int pitch_;  // of a row of the panel, in columns
   Ring ring_;
-  __nv_bfloat16* panel_;  // [T][high and low halves][columns + kPanelPad]
-  float* partial_;        // see add_stages()
-  float* squares_;        // [2][T][kStreamWarps]
-  float* residual_;       // [T][outputs]
+  // [T][high and low halves][blocks of kBoxColumns][2][4 lanes][2][2] and kPanelPad
+  __nv_bfloat16* panel_;
+  float* panel_sums_;  // of q4: [T][two halves][groups of 32 columns] and kSumsPad
+  float* partial_;     // see add_stages()
+  float* squares_;     // [2][T][kStreamWarps]
+  float* residual_;    // [T][outputs]
 };
 
 }  // namespace gsa::cuda

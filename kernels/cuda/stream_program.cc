@@ -17,9 +17,9 @@ StreamProgram::StreamProgram(const Launch& how, int64_t T, const int32_t* tokens
   step_.rows = rows;
 }
 
-const __nv_bfloat16* StreamProgram::matrix(const TensorView& weight) {
-  if (weight.dtype != DType::kBF16) possible_ = false;
-  return static_cast<const __nv_bfloat16*>(weight.data);
+const void* StreamProgram::matrix(const TensorView& weight, DType type) {
+  if (weight.dtype != type) possible_ = false;
+  return weight.data;
 }
 
 template <typename T, typename U>
@@ -30,20 +30,22 @@ void StreamProgram::agree(T& field, U value) {
 
 void StreamProgram::embed(const TensorView& table) {
   expect(Next::kEmbed, Next::kQkvf);
-  step_.embeddings = matrix(table);
+  step_.embeddings = static_cast<const __nv_bfloat16*>(matrix(table, DType::kBF16));
   step_.D = static_cast<int>(table.shape[1]);
 }
 
 void StreamProgram::norm_project(const NormProject& args) {
-  if (args.apart) other();
   if (!possible_) return;
-  const __nv_bfloat16* weight = matrix(args.weight);
+  if (layers_.empty()) step_.type = args.weight.dtype;
+  possible_ = step_.type == DType::kBF16 || is_quantized(step_.type);
+  const void* weight = matrix(args.weight, step_.type);
   const float* norm = floats(args.norm_weight);
   if (next_ == Next::kQkvf) {
     expect(Next::kQkvf, Next::kMix);
     StreamLayer& layer = layers_.emplace_back(StreamLayer{});
     layer.weight[kQkvf] = weight;
     layer.norm[kQkvf] = norm;
+    if (is_quantized(step_.type)) layer.weight[kApart] = matrix(args.apart, DType::kBF16);
     agree(step_.eps, args.eps);
   } else if (next_ == Next::kOut) {
     expect(Next::kOut, Next::kMlp);
@@ -80,8 +82,8 @@ void StreamProgram::gated_mlp(const GatedMlp& args) {
   expect(Next::kMlp, Next::kQkvf);
   if (!possible_) return;
   layers_.back().norm[kGateUp] = floats(args.norm_weight);
-  layers_.back().weight[kGateUp] = matrix(args.gate_up);
-  layers_.back().weight[kDown] = matrix(args.down);
+  layers_.back().weight[kGateUp] = matrix(args.gate_up, step_.type);
+  layers_.back().weight[kDown] = matrix(args.down, step_.type);
   agree(step_.F, args.hidden.shape[1]);
   possible_ = possible_ && step_.eps == static_cast<float>(args.eps);
 }
@@ -111,7 +113,7 @@ void StreamProgram::take_memory() {
                                  layers_.size() * sizeof(StreamLayer), cudaMemcpyHostToDevice,
                                  how_.stream));
   step_.layers = device_layers_.get();
-  matrices_ = DeviceArray<CUtensorMap>(step_.layer_count * kLayerProducts + 1);
+  matrices_ = DeviceArray<CUtensorMap>(layers_.size() * kLayerProducts);
   step_.matrices = matrices_.get();
   const StreamBuffers sizes = stream_buffers(step_);
   const int64_t total = sizes.x + sizes.qkvf + sizes.scores + sizes.mixed + sizes.y + sizes.hidden;
@@ -132,14 +134,16 @@ void StreamProgram::take_memory() {
 }
 
 void StreamProgram::describe_matrices() {
-  std::vector<CUtensorMap> matrices;
-  for (int i = 0; i <= step_.layer_count * kLayerProducts; ++i) {
-    const StreamShare& share = plan_.shares[i == step_.layer_count * kLayerProducts
-                                                ? kHead
-                                                : static_cast<StreamProduct>(i % kLayerProducts)];
-    matrices.push_back(stream_matrix(layers_[i / kLayerProducts].weight[i % kLayerProducts],
-                                     int64_t{share.outputs} * share.kinds, share.cols,
-                                     share.tile_rows, kPiece / kBoxColumns));
+  std::vector<CUtensorMap> matrices(layers_.size() * kLayerProducts);
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const bool head = i / kLayerProducts + 1 == layers_.size();
+    const int which = head ? static_cast<int>(kHead) : static_cast<int>(i % kLayerProducts);
+    const void* weight = layers_[i / kLayerProducts].weight[i % kLayerProducts];
+    if (weight == nullptr || (is_quantized(step_.type) && which != kApart)) continue;
+    const StreamShare& share = plan_.shares[which];
+    matrices[i] = stream_matrix(static_cast<const __nv_bfloat16*>(weight),
+                                int64_t{share.outputs} * (share.gated ? 2 : 1), share.cols,
+                                share.tile_rows, kPieceBlocks);
   }
   GSA_CUDA_CHECK(cudaMemcpyAsync(matrices_.get(), matrices.data(),
                                  matrices.size() * sizeof(CUtensorMap), cudaMemcpyHostToDevice,

@@ -40,8 +40,8 @@ class StreamProgram {
   }
   void take_memory();
   void describe_matrices();
-  // The matrix, which must be of bfloat16.
-  const __nv_bfloat16* matrix(const TensorView& weight);
+  // The matrix, which must be of that type.
+  const void* matrix(const TensorView& weight, DType type);
   // Sets a field that must be the same in all layers.
   template <typename T, typename U>
   void agree(T& field, U value);

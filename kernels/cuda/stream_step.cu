@@ -15,17 +15,17 @@ namespace gsa::cuda {
 namespace {
 
 // The warps that compute.
-template <int kTokens>
+template <DType kType, int kTokens>
 __device__ __forceinline__ void compute(const StreamStep& a, const StreamPlan& plan,
                                         unsigned char* shared, const Tables& tables,
                                         const Ring& ring) {
-  StreamProducts<kTokens> products(a, plan, shared, ring);
+  StreamProducts<kType, kTokens> products(a, plan, shared, ring);
   StreamRecurrence<kTokens> recurrence(a, plan, shared);
   products.embed(tables.shares[kDown]);
   tables.for_products(a.layer_count, [&](int which, const StreamShare& share, int l) {
     const StreamLayer& layer = tables.layers[l];
-    products.product(which, share, layer.norm[which % kLayerProducts], a.epoch + l);
-    if (which != kQkvf) return;
+    products.product(which, tables.shares, layer.norm[which % kLayerProducts], a.epoch + l);
+    if (which != (kSmall<kType> ? kApart : kQkvf)) return;
 #pragma unroll 1
     for (int i = 0; blockIdx.x + i * gridDim.x < plan.units; ++i) {
       recurrence.mix(layer, a.epoch + l, tables.units[i], tables.inputs + i * plan.inputs);
@@ -33,7 +33,7 @@ __device__ __forceinline__ void compute(const StreamStep& a, const StreamPlan& p
   });
 }
 
-template <int kTokens>
+template <DType kType, int kTokens>
 __global__ void __launch_bounds__(kStreamThreads + 32, 1)
     stream_step_kernel(const __grid_constant__ StreamStep a,
                        const __grid_constant__ StreamPlan plan) {
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kStreamThreads + 32, 1)
   auto* units = reinterpret_cast<StreamUnit*>(shared + plan.unit_table);
   auto* inputs = reinterpret_cast<int*>(shared + plan.input_table);
   auto* full = reinterpret_cast<uint64_t*>(shared + plan.barriers);
-  const Ring ring{shared, full, full + kStageMost, plan.ring};
+  const Ring ring{shared, full, full + 2 * kStageMost, plan.ring, kStageBytes<kType>};
   const int thread = threadIdx.x;
   constexpr int kWords = sizeof(StreamLayer) / 8;
 #pragma unroll 1
@@ -56,11 +56,12 @@ __global__ void __launch_bounds__(kStreamThreads + 32, 1)
   }
   if (thread < plan.ring) {
     Barrier{ring.full + thread}.init(1);
+    Barrier{ring.full + plan.ring + thread}.init(1);
     Barrier{ring.empty + thread}.init(1);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
 #pragma unroll 1
-  for (int i = thread; i <= a.layer_count * kLayerProducts; i += blockDim.x) {
+  for (int i = thread; i < (a.layer_count + 1) * kLayerProducts; i += blockDim.x) {
     acquire_matrix(a.matrices + i);
   }
   grid_wait();
@@ -71,18 +72,25 @@ __global__ void __launch_bounds__(kStreamThreads + 32, 1)
   __syncthreads();
   const Tables tables{shares, layers, units, inputs};
   if (threadIdx.x >= kStreamThreads) {
-    StreamCopier(a, plan, tables, ring).run();
+    StreamCopier<kType>(a, plan, tables, ring).run();
   } else {
-    compute<kTokens>(a, plan, shared, tables, ring);
+    compute<kType, kTokens>(a, plan, shared, tables, ring);
   }
+}
+
+template <DType kType>
+auto kernel_of(int tokens) {
+  return tokens == 1   ? stream_step_kernel<kType, 1>
+         : tokens == 2 ? stream_step_kernel<kType, 2>
+                       : stream_step_kernel<kType, 4>;
 }
 
 }  // namespace
 
 void run_stream(const Launch& how, const StreamStep& step, const StreamPlan& plan) {
-  const auto kernel = step.T == 1   ? stream_step_kernel<1>
-                      : step.T == 2 ? stream_step_kernel<2>
-                                    : stream_step_kernel<4>;
+  const auto kernel = step.type == DType::kQ8   ? kernel_of<DType::kQ8>(step.T)
+                      : step.type == DType::kQ4 ? kernel_of<DType::kQ4>(step.T)
+                                                : kernel_of<DType::kBF16>(step.T);
   allow_shared_memory(kernel, plan.bytes);
   launch(how,
          {.blocks = static_cast<unsigned>(how.multiprocessors),
