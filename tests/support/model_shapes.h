@@ -13,7 +13,8 @@ struct Shape {
   GsaConfig config;
 };
 
-inline GsaConfig with(GsaConfig config, FeatureMap map, int64_t conv, bool affine, bool tied = false) {
+inline GsaConfig with(GsaConfig config, FeatureMap map, int64_t conv, bool affine,
+                      bool tied = false) {
   config.feature_map = map;
   config.conv_size = conv;
   config.elementwise_affine = affine;
