@@ -221,7 +221,10 @@ void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64
   if (limits.tokens > 1 || limits.logit_rows > kMatVecTokens) {
     const int64_t rows = std::max(limits.tokens, limits.logit_rows);
     operand_ = DeviceArray<std::byte>(rows * std::max({D, shape.H * shape.V, F}) * element_bytes_);
-    gate_up_ = DeviceArray<std::byte>(limits.tokens * 2 * F * element_bytes_);
+    const size_t gate_up_bytes = limits.tokens * 2 * F * element_bytes_;
+    gate_up_ = DeviceArray<std::byte>(gate_up_bytes);
+    // For compute-sanitizer's initcheck, which does not see what cuBLASLt's kernels write.
+    GSA_CUDA_CHECK(cudaMemsetAsync(gate_up_.get(), 0, gate_up_bytes, stream_.get()));
     chunked_mix_.reserve(limits.tokens, limits.segments, shape);
   }
 }

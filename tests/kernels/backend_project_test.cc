@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -23,6 +24,12 @@ using test::Weights;
 using BackendProducts = test::DeviceTypeTest;
 INSTANTIATE_TEST_SUITE_P(Devices, BackendProducts, testing::ValuesIn(test::matrix_types()),
                          test::device_type_name);
+
+using CpuProducts = testing::TestWithParam<DType>;
+INSTANTIATE_TEST_SUITE_P(Types, CpuProducts,
+                         testing::Values(DType::kF32, DType::kF16, DType::kBF16, DType::kQ8,
+                                         DType::kQ4),
+                         [](const auto& type) { return std::string(dtype_name(type.param)); });
 
 constexpr int64_t kMostRows = 200;
 
@@ -117,10 +124,11 @@ class NormProjectCase {
   Doubles expected(const std::vector<float>& x, const std::vector<float>& before,
                    int64_t rows) const {
     Doubles all;
+    const Doubles weight = test::widen(weight_.host);
     for (int64_t t = 0; t < rows; ++t) {
       const Doubles normed = test::rms_norm(row_of(x, t, p_.columns),
                                             p_.norm_weight ? norm_.host : TensorView(), kEps);
-      Doubles y = test::product(weight_.host, normed);
+      const Doubles y = test::product(weight, normed);
       for (int64_t i = 0; i < p_.out; ++i) {
         all.push_back(y[i] + (p_.accumulate ? before[t * p_.out + i] : 0));
       }
@@ -193,10 +201,11 @@ TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthers) {
                                .y = y.view(rows)});
       });
       Doubles expected;
+      const Doubles wide[] = {test::widen(weight.host), test::widen(apart.host)};
       for (int64_t t = 0; t < rows; ++t) {
         const Doubles normed = test::rms_norm(row_of(values, t, D), {}, 1e-6);
-        for (const Weights* w : {&weight, &apart}) {
-          const Doubles part = test::product(w->host, normed);
+        for (const Doubles& w : wide) {
+          const Doubles part = test::product(w, normed);
           expected.insert(expected.end(), part.begin(), part.end());
         }
       }
@@ -235,12 +244,11 @@ TEST_P(BackendProducts, NormProjectOfARowOfZerosIsZero) {
 
 // Rows beyond a block of tokens, columns beyond a piece of a panel, and numbers that no tile
 // divides.
-TEST_P(BackendProducts, OnACpuARowIsTheSameBitsAloneAndAmongOthers) {
-  if (device() != "cpu") GTEST_SKIP() << "holds on the CPU alone";
+TEST_P(CpuProducts, GiveARowTheSameBitsAloneAndAmongOthers) {
   for (const Product& p : {Product{40, 33, true, false, {}}, Product{1000, 75, true, true, {}},
                            Product{2048, 40, true, false, {}}, Product{6400, 9, true, true, {}}}) {
-    const auto backend = this->backend();
-    NormProjectCase product(*backend, dtype(), p);
+    const auto backend = make_cpu_backend(2);
+    NormProjectCase product(*backend, GetParam(), p);
     const std::vector<float> together = product.in_chunks(kMostRows);
     for (int64_t chunk : {1, 5, 13, 97}) {
       EXPECT_EQ(product.in_chunks(chunk), together)
@@ -280,11 +288,12 @@ class GatedMlpCase {
                           .x = x_.view(rows)});
     });
     Doubles expected;
+    const Doubles gate_up = test::stored(type, test::widen(gate_up_.host));
+    const Doubles down = test::stored(type, test::widen(down_.host));
     for (int64_t t = 0; t < rows; ++t) {
       const Doubles row = row_of(x, t, D_);
       const Doubles y = test::gated_mlp(
-          gate_up_.host, down_.host,
-          test::rms_norm(row, norm_weight_ ? norm_.host : TensorView(), 1e-6), type);
+          gate_up, down, test::rms_norm(row, norm_weight_ ? norm_.host : TensorView(), 1e-6), type);
       for (int64_t i = 0; i < D_; ++i) expected.push_back(row[i] + y[i]);
     }
     return test::worst_row_error(x_.get(rows), expected, D_);
@@ -313,11 +322,8 @@ TEST_P(BackendProducts, GatedMlpAgreesWithTheEquation) {
     GatedMlpCase mlp(*backend, dtype(), s.D, s.F, s.norm_weight);
     for (int64_t rows : s.rows) {
       for (const StepData& data : steps_of(rows)) {
-        const test::Form form = test::product_form(dtype(), rows);
-        const bool narrow = device() == "cuda" && form == test::Form::kWide;
-        const DType stored = is_quantized(dtype()) ? DType::kBF16 : dtype();
-        EXPECT_LT(mlp.worst_error(data, narrow ? stored : DType::kF32),
-                  test::tolerance(device(), dtype(), form))
+        EXPECT_LT(mlp.worst_error(data, test::operand_type(device(), dtype(), rows)),
+                  test::tolerance(device(), dtype(), test::product_form(dtype(), rows)))
             << rows << " rows in " << data.segments.size() << " segments, D " << s.D << ", F "
             << s.F;
       }

@@ -6,25 +6,28 @@
 #include "kernels/error.h"
 #include "tests/support/devices.h"
 #include "tests/support/model_fixture.h"
-#include "tests/support/reference_model.h"
+#include "tests/support/model_shapes.h"
 
 namespace gsa {
 namespace {
 
+using test::large_shapes;
 using test::lively_weights;
 using test::random_tokens;
 using test::relative_error;
 using test::Runner;
+using test::Shape;
 using test::shape;
+using test::shapes;
+using test::with;
 
-// The bounds the project sets itself. Float32 sums of at most 1,024 products err by a few 1e-7
-// each; two layers of exponentials amplify that by about ten. On the GPU, steps of one token are
-// float32 too, in another order; steps of more multiply as TF32 or, for 16-bit weights, by
-// activations rounded to bf16, which amounts to what a bf16 run of the training library differs by.
-// Small weights are rounded to bf16 as well there, which is sqrt(2) times that.
-double tolerance(const std::string& device, DType dtype, int64_t step_tokens) {
-  if (device == "cpu") return 2e-5;
-  if (step_tokens == 1) return 1e-4;
+// By how much two ways of computing may differ on a GPU (tests/model/model_equations_test.cc says
+// why float32 that is added up in another order makes 1e-4). Steps of more tokens than
+// matrix-vector kernels take round as well: the recurrence multiplies as TF32, 16-bit weights meet
+// activations rounded to bf16, which amounts to what a bf16 run of the training library differs by;
+// small weights are rounded to bf16 too, which is sqrt(2) times that.
+constexpr double kOrderTolerance = 1e-4;
+double rounding_tolerance(DType dtype) {
   if (is_quantized(dtype)) return 1.3e-2;
   return dtype == DType::kF32 ? 2e-3 : 0.9e-2;
 }
@@ -36,7 +39,7 @@ void expect_same(const std::string& device, DType dtype, std::span<const float> 
   if (device == "cpu") {
     EXPECT_THAT(found, testing::ElementsAreArray(expected));
   } else {
-    EXPECT_LT(relative_error(found, expected), 2 * tolerance(device, dtype, 64));
+    EXPECT_LT(relative_error(found, expected), 2 * rounding_tolerance(dtype));
   }
 }
 
@@ -47,93 +50,10 @@ using GsaModelOf = test::DeviceTypeTest;
 INSTANTIATE_TEST_SUITE_P(Devices, GsaModelOf, testing::ValuesIn(test::matrix_types()),
                          test::device_type_name);
 
-struct Shape {
-  const char* name;
-  GsaConfig config;
-};
-
-GsaConfig with(GsaConfig config, FeatureMap map, int64_t conv, bool affine, bool tied = false) {
-  config.feature_map = map;
-  config.conv_size = conv;
-  config.elementwise_affine = affine;
-  config.tie_word_embeddings = tied;
-  return config;
-}
-
-std::vector<Shape> shapes() {
-  constexpr auto kSwish = FeatureMap::kSwish, kRelu = FeatureMap::kRelu, kT2R = FeatureMap::kT2R;
-  return {
-      {"one head of 512 with 128 slots", shape(1, 1, 512, 512, 128)},
-      {"one memory for all query heads", shape(6, 1, 16, 16, 24)},
-      {"learned map with grouped heads", with(shape(6, 3, 12, 12, 20), kT2R, 0, true)},
-      {"convolution with grouped heads", with(shape(4, 2, 16, 16, 16), kSwish, 4, true)},
-      {"convolution of width one", with(shape(2, 2, 16, 16, 16), kSwish, 1, true)},
-      {"convolution of width two", with(shape(2, 1, 16, 16, 16), kRelu, 2, true)},
-      {"no output norm weight", with(shape(2, 2, 16, 16, 16), kSwish, 0, false)},
-      {"everything at once", with(shape(10, 2, 8, 8, 40), kT2R, 3, false, true)},
-      {"odd sizes", shape(3, 3, 7, 5, 9)},
-      {"more slots than a block", shape(2, 1, 8, 24, 200)},
-      {"one slot", shape(2, 2, 8, 8, 1)},
-  };
-}
-
-// The parts of an exported state beside what the equations say.
-void expect_memories(const std::vector<float>& state, const test::ReferenceModel& reference,
-                     int64_t layers, double tolerance) {
-  const float* at = state.data();
-  for (const auto memory : {&test::ReferenceModel::Memory::hk, &test::ReferenceModel::Memory::hv}) {
-    for (int64_t i = 0; i < layers; ++i) {
-      const test::Doubles& expected = reference.memory(i).*memory;
-      EXPECT_LT(relative_error(std::span(at, expected.size()), expected), tolerance)
-          << "layer " << i;
-      at += expected.size();
-    }
-  }
-}
-
-TEST_P(GsaModelOf, AgreesWithTheEquationsForShapesThatNoFixtureCovers) {
-  for (const Shape& shape : shapes()) {
-    SCOPED_TRACE(shape.name);
-    const RandomWeights random = lively_weights(shape.config, 5, dtype());
-    const std::vector<int32_t> tokens = random_tokens(70, shape.config.vocab_size, 3);
-    test::ReferenceModel reference(shape.config, random.weights);
-    test::Doubles expected;
-    for (int32_t token : tokens) {
-      const test::Doubles row = reference.step(token);
-      expected.insert(expected.end(), row.begin(), row.end());
-    }
-    for (int64_t step_tokens : {1, 70}) {
-      SCOPED_TRACE(step_tokens);
-      const double bound = tolerance(device(), dtype(), step_tokens);
-      Runner run(backend(), shape.config, random.weights, step_tokens);
-      const StateHandle state = *run.states.acquire();
-      EXPECT_LT(relative_error(run.logits(state, tokens), expected), bound);
-      expect_memories(run.states.export_state(state), reference, shape.config.num_layers, bound);
-    }
-  }
-}
-
 std::vector<StateHandle> acquire(StatePool& pool, int count) {
   std::vector<StateHandle> states;
   for (int i = 0; i < count; ++i) states.push_back(*pool.acquire());
   return states;
-}
-
-// Shapes of which a GPU decodes a few sequences in one kernel where weights are of bfloat16.
-std::vector<Shape> large_shapes() {
-  const auto sized = [](GsaConfig config, int64_t F, int64_t vocabulary) {
-    config.num_layers = 3;
-    config.intermediate_size = F;
-    config.vocab_size = vocabulary;
-    return config;
-  };
-  constexpr auto kSwish = FeatureMap::kSwish, kRelu = FeatureMap::kRelu;
-  return {
-      {"two query heads a memory", sized(shape(2, 1, 128, 128, 32), 2304, 97)},
-      {"a memory for each head", sized(shape(4, 4, 128, 128, 64), 768, 2500)},
-      {"four query heads a memory", sized(with(shape(8, 2, 32, 32, 16), kRelu, 0, true), 256, 97)},
-      {"many slots", sized(with(shape(1, 1, 256, 256, 256), kSwish, 0, false, true), 512, 97)},
-  };
 }
 
 TEST_P(GsaModelOf, DecodesAFewSequencesTogetherAsTheCpuDoesAlone) {
@@ -142,7 +62,7 @@ TEST_P(GsaModelOf, DecodesAFewSequencesTogetherAsTheCpuDoesAlone) {
     SCOPED_TRACE(shape.name);
     const int64_t N = shape.config.vocab_size;
     const RandomWeights random = lively_weights(shape.config, 21, dtype());
-    for (int sequences : {1, 2, 3, 4, 5}) {
+    for (int sequences : {1, 2, 3, 4}) {
       SCOPED_TRACE(sequences);
       Runner run(backend(), shape.config, random.weights, 8);
       Runner alone(shape.config, random.weights, 2, 1);
@@ -162,10 +82,7 @@ TEST_P(GsaModelOf, DecodesAFewSequencesTogetherAsTheCpuDoesAlone) {
         if (device() == "cpu") {
           EXPECT_EQ(found, expected) << "step " << step;
         } else {
-          // More rows than matrix-vector kernels take are rounded.
-          EXPECT_LT(relative_error(found, expected),
-                    tolerance(device(), dtype(), sequences <= 4 ? 1 : sequences))
-              << "step " << step;
+          EXPECT_LT(relative_error(found, expected), kOrderTolerance) << "step " << step;
         }
       }
     }

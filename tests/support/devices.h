@@ -112,6 +112,13 @@ inline Form product_form(DType dtype, int64_t rows) {
   return rows <= (is_quantized(dtype) ? 16 : 4) ? Form::kProduct : Form::kWide;
 }
 
+// What a product of so many rows stores its weights and activations as: those of this type as they
+// are and activations as float32, except in the wide form of a GPU.
+inline DType operand_type(const std::string& device, DType weight, int64_t rows) {
+  if (device == "cpu" || product_form(weight, rows) != Form::kWide) return DType::kF32;
+  return is_quantized(weight) ? DType::kBF16 : weight;
+}
+
 // The largest relative error (norm of the difference by norm of what is right, of any one row) that
 // the arithmetic of the form can give; weights are exact in both, whatever their type.
 //

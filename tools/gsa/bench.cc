@@ -41,6 +41,7 @@ class Bench {
       : flags_(flags),
         model_(make_model(flags)),
         meter_(make_backend(flags.run.device, flags.run.threads)),
+        free_before_(meter_->free_memory()),
         engine_(model_, {.device = flags.run.device,
                          .threads = flags.run.threads,
                          .states = *std::max_element(flags.batches.begin(), flags.batches.end()),
@@ -63,6 +64,7 @@ class Bench {
       }
     }
     table.finish();
+    log_memory();
     if (guard.interrupted()) throw Error("interrupted");
   }
 
@@ -72,6 +74,19 @@ class Bench {
     const GsaConfig config = parse_hf_config(read_text(flags.config), flags.config);
     return random_model(config, weight_type(flags.type),
                         std::filesystem::path(flags.config).stem().string());
+  }
+
+  // What the engine has of a device to itself.
+  void log_memory() const {
+    if (engine_.backend().name() == "cpu") return;
+    const ModelWeights& w = model_->weights;
+    const bool tied = w.lm_head.data == w.embeddings.data;
+    const int64_t weights =
+        engine_.weight_bytes() + (tied ? 0 : static_cast<int64_t>(w.embeddings.bytes()));
+    const int64_t states = engine_.capacity() * engine_.state_bytes();
+    const int64_t rest = free_before_ - meter_->free_memory() - weights - states;
+    spdlog::debug("device memory: {:.3f} GB of weights, {:.3f} GB of {} states, {:.3f} GB besides",
+                  weights * 1e-9, states * 1e-9, engine_.capacity(), rest * 1e-9);
   }
 
   std::vector<int32_t> random_tokens(int64_t count) {
@@ -168,6 +183,7 @@ class Bench {
   BenchFlags flags_;
   std::shared_ptr<const LoadedModel> model_;
   std::unique_ptr<Backend> meter_;
+  int64_t free_before_;  // bytes of device memory
   Engine engine_;
   std::mt19937 random_{1};
 };
