@@ -79,7 +79,7 @@ __device__ __forceinline__ void find_unit(const StreamStep& a, const StreamPlan&
             .split = split,
             .out = (sequence.row * a.H + g * queries) * a.V + split * plan.v_columns};
   }
-  const int row = sequence.row * plan.shares[kQkvf].outputs;
+  const int row = sequence.row * plan.shares[kQkvf].stride;
 #pragma unroll 1
   for (int n = threadIdx.x % 32; n < plan.inputs; n += 32) {
     int c = n - a.M;

@@ -58,7 +58,9 @@ std::vector<StateHandle> acquire(StatePool& pool, int count) {
 
 TEST_P(GsaModelOf, DecodesAFewSequencesTogetherAsTheCpuDoesAlone) {
   constexpr int64_t kSteps = 5;
-  for (const Shape& shape : large_shapes()) {
+  std::vector<Shape> decoded = large_shapes();
+  for (const Shape& shape : test::wide_shapes()) decoded.push_back(shape);
+  for (const Shape& shape : decoded) {
     SCOPED_TRACE(shape.name);
     const int64_t N = shape.config.vocab_size;
     const RandomWeights random = lively_weights(shape.config, 21, dtype());

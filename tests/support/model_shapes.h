@@ -39,20 +39,31 @@ inline std::vector<Shape> shapes() {
   };
 }
 
+// A configuration with these sizes besides and three layers.
+inline GsaConfig sized(GsaConfig config, int64_t F, int64_t vocabulary) {
+  config.num_layers = 3;
+  config.intermediate_size = F;
+  config.vocab_size = vocabulary;
+  return config;
+}
+
 // Shapes of which a GPU decodes a few sequences in one kernel where weights are of bfloat16.
 inline std::vector<Shape> large_shapes() {
-  const auto sized = [](GsaConfig config, int64_t F, int64_t vocabulary) {
-    config.num_layers = 3;
-    config.intermediate_size = F;
-    config.vocab_size = vocabulary;
-    return config;
-  };
   constexpr auto kSwish = FeatureMap::kSwish, kRelu = FeatureMap::kRelu;
   return {
       {"two query heads a memory", sized(shape(2, 1, 128, 128, 32), 2304, 97)},
       {"a memory for each head", sized(shape(4, 4, 128, 128, 64), 768, 2500)},
       {"four query heads a memory", sized(with(shape(8, 2, 32, 32, 16), kRelu, 0, true), 256, 97)},
       {"many slots", sized(with(shape(1, 1, 256, 256, 256), kSwish, 0, false, true), 512, 97)},
+  };
+}
+
+// Where it does so with small weights too. Tiles of these do not fill the last piece of columns, and
+// blocks have different numbers of them.
+inline std::vector<Shape> wide_shapes() {
+  return {
+      {"nine heads", sized(shape(9, 9, 128, 128, 32), 1344, 97)},
+      {"grouped heads", sized(shape(8, 4, 256, 256, 64), 1088, 2500)},
   };
 }
 
