@@ -98,21 +98,35 @@ __device__ __forceinline__ void find_unit(const StreamStep& a, const StreamPlan&
   }
 }
 
+// The copying warp waits for the tables of units, which the others say are filled in.
+__device__ __forceinline__ void tell_units_found() {
+  asm volatile("bar.arrive 2, %0;" ::"n"(kStreamThreads + 32) : "memory");
+}
+__device__ __forceinline__ void wait_for_units() {
+  asm volatile("bar.sync 2, %0;" ::"n"(kStreamThreads + 32) : "memory");
+}
+
 // The warp that copies: all weights of the block's share of a step, in the order of their use.
 template <DType kType>
 class StreamCopier {
  public:
   __device__ StreamCopier(const StreamStep& a, const StreamPlan& plan, const Tables& tables,
                           const Ring& ring)
-      : a_(a), plan_(plan), tables_(tables), ring_(ring), landed_(ring), policy_(drop_first()) {}
+      : a_(a), plan_(plan), tables_(tables), ring_(ring), landed_(ring), policy_(drop_first()) {
+    ring_.advance(place_ % kLanes);
+    landed_.advance((place_ % kLanes + plan.flight * (kLanes - 1)) % kLanes);
+  }
 
   __device__ void run() {
     const CUtensorMap* matrix = a_.matrices;
     tables_.for_products(a_.layer_count, [&](int which, const StreamShare& share, int l) {
       const StreamLayer& layer = tables_.layers[l];
-      if (which == kQkvf) prefetch_layer(layer);
-      if (lane_ == 0) {
-        if (which != kHead) prefetch_matrix(matrix + 1);
+      if (which == kApart) {
+        if (l == 0) wait_for_units();
+        prefetch_layer(l);
+      }
+      if (lane_ < kLanes) {
+        if (which != kHead && lane_ == 0) prefetch_matrix(matrix + 2), prefetch_matrix(matrix + 3);
         const auto* weight =
             static_cast<const unsigned char*>(layer.weight[which % kLayerProducts]);
         if (kSmall<kType> && which != kApart) {
@@ -121,64 +135,66 @@ class StreamCopier {
           stream<false>(share, matrix, weight);
         }
       }
-      ++matrix;
+      matrix += 2;
       __syncwarp();
     });
   }
 
  private:
-  // One thread issues all copies of a product, and memory is no busier than it is quick: what a
-  // stage needs is in registers.
-  template <bool kSmall>
+  // Threads that take the stages in turn: of small weights there are many.
+  static constexpr int kLanes = kSmall<kType> ? 4 : 1;
+
+  // What a stage needs is in registers: memory is no busier than this is quick.
+  template <bool kSmallStage>
   __device__ __forceinline__ void stream(const StreamShare& share, const CUtensorMap* matrix,
                                          const unsigned char* weight) {
     const StreamShare s = share;
     const int across = (s.cols + SmallTile::kColumns - 1) / SmallTile::kColumns;
 #pragma unroll 1
     for (int group = 0; group < s.tiles; group += s.group_tiles) {
-      const int end = min(group + s.group_tiles, s.tiles);
+      const int tiles = min(s.group_tiles, s.tiles - group) * s.kinds, count = tiles * s.pieces;
+      int number = place_, piece = 0;
 #pragma unroll 1
-      for (int piece = 0; piece < s.pieces; ++piece) {
-#pragma unroll 1
-        for (int tile = group; tile < end; ++tile) {
-          const int row = s.first + s.begin_of(tile);
-#pragma unroll 1
-          for (int kind = 0; kind < s.kinds; ++kind) {
-            make_room();
-            if constexpr (kSmall) {
-              copy_tiles(s, weight, row, piece, across);
-            } else {
-              const Barrier full = ring_.full_barrier();
-              full.arrive_and_expect(s.tile_rows * kPiece * 2);
-              copy_box(ring_.stage(), matrix, row + kind * s.outputs, piece * kPieceBlocks, full,
-                       policy_);
-            }
-            ring_.advance(1);
-          }
+      for (; place_ < count; place_ += kLanes, number += kLanes) {
+        while (number >= tiles) number -= tiles, ++piece;
+        const int tile = group + (s.kinds == 2 ? number / 2 : number);
+        make_room();
+        if constexpr (kSmallStage) {
+          copy_tiles(s, weight, tile * s.tile_rows, piece, across);
+        } else {
+          const int rows = s.rows_of(tile);
+          const Barrier full = ring_.full_barrier();
+          full.arrive_and_expect(rows * kPiece * 2);
+          copy_box(ring_.stage(), matrix + (rows == s.tile_rows ? 0 : 1),
+                   s.first + tile * s.tile_rows + (s.kinds == 2 ? number % 2 * s.outputs : 0),
+                   piece * kPieceBlocks, full, policy_);
         }
+        ring_.advance(kLanes);
       }
+      place_ -= count;
     }
   }
 
-  // Until the next stage may be copied.
+  // Until this thread's next stage may be copied.
+  // REQUIRES: flight >= kLanes
   __device__ __forceinline__ void make_room() {
-    if (under_way_ == plan_.flight) {
+    if (copied_ >= plan_.flight) {
       landed_.wait_full();
-      landed_.advance(1);
-      --under_way_;
+      landed_.advance(kLanes);
     }
-    ++under_way_;
+    copied_ += kLanes;
     ring_.wait_empty();
   }
 
-  // The tiles of 8 rows from `row` on, and those of the 8 rows behind them, which where outputs are
-  // gated are the others of the same outputs.
+  // The tiles of 8 rows from the block's output `begin` on, and those of the 8 rows behind them,
+  // which where outputs are gated are the others of the same outputs.
   __device__ __forceinline__ void copy_tiles(const StreamShare& s, const unsigned char* weight,
-                                             int row, int piece, int across) {
-    constexpr int kBytes = SmallTileOf < kSmall<kType> ? kType : DType::kQ8 > ::kBytes;
+                                             int begin, int piece, int across) {
+    constexpr int kBytes = SmallTileOf<kTileType<kType>>::kBytes;
     const uint32_t bytes = min(kPieceTiles, across - piece * kPieceTiles) * kBytes;
-    const bool both = has_lower(s, row - s.first);
-    const int64_t upper = int64_t{row / SmallTile::kRows} * across + piece * kPieceTiles;
+    const bool both = has_lower(s, begin);
+    const int64_t upper =
+        int64_t{(s.first + begin) / SmallTile::kRows} * across + piece * kPieceTiles;
     const int64_t lower = upper + int64_t{s.gated ? s.outputs / SmallTile::kRows : 1} * across;
     const Barrier full = ring_.full_barrier();
     full.arrive_and_expect(both ? 2 * bytes : bytes);
@@ -187,14 +203,15 @@ class StreamCopier {
     copy_bulk(ring_.stage() + kPieceTiles * kBytes, weight + lower * kBytes, bytes, full, policy_);
   }
 
-  // What the layer needs besides weights, asked for a little before its use; by all threads.
-  __device__ __forceinline__ void prefetch_layer(const StreamLayer& layer) {
+  // What is needed besides weights from a layer's recurrence to the next one's, asked for a little
+  // before its use; by all threads.
+  __device__ __forceinline__ void prefetch_layer(int l) {
+    const StreamLayer& layer = tables_.layers[l];
 #pragma unroll 1
     for (int which = kQkvf; which < kLayerProducts; ++which) {
+      const float* norm = tables_.layers[which == kQkvf ? l + 1 : l].norm[which];
       const int at = (blockIdx.x + gridDim.x * lane_) * 32;
-      if (layer.norm[which] != nullptr && at < tables_.shares[which].cols) {
-        prefetch(layer.norm[which] + at);
-      }
+      if (norm != nullptr && at < tables_.shares[which].cols) prefetch(norm + at);
     }
 #pragma unroll 1
     for (int i = 0; blockIdx.x + i * gridDim.x < plan_.units; ++i) {
@@ -210,9 +227,10 @@ class StreamCopier {
   const StreamStep& a_;
   const StreamPlan& plan_;
   const Tables tables_;
-  Ring ring_, landed_;
   const int lane_ = threadIdx.x % 32;
-  int under_way_ = 0;
+  int place_ = lane_;   // of this thread's next stage among those to come
+  int copied_ = lane_;  // stages before it in the step
+  Ring ring_, landed_;  // of this thread's next stage, and of the one that must have landed by then
   uint64_t policy_;
 };
 

@@ -43,7 +43,8 @@ struct Barrier {
   }
 };
 
-// A bulk copy of a multiple of 16 bytes from global to shared memory, as the one below.
+// A bulk copy of a multiple of 16 bytes from global to shared memory, whose bytes the barrier
+// counts. The second level cache may drop what was read first.
 __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint32_t bytes,
                                           const Barrier& barrier, uint64_t policy) {
   asm volatile(
@@ -55,7 +56,7 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint
 
 // Copies the box of a matrix (stream_matrices.h) that begins at this row and block of columns to
 // shared memory at a multiple of 1024 bytes; the barrier counts its bytes, those past the ends of
-// the matrix too, which are zeros. The second level cache may drop what was read first.
+// the matrix too, which are zeros.
 __device__ __forceinline__ void copy_box(void* shared, const CUtensorMap* matrix, int row,
                                          int block, const Barrier& barrier, uint64_t policy) {
   asm volatile(

@@ -10,9 +10,21 @@ namespace {
 // counts less where the layer of a block has many.
 constexpr int kUnderWay = 48 * 1024;
 constexpr int64_t kDeepLayer = int64_t{3} << 19;
+// Small weights of a layer for a block beyond which the warps of several kernels widen them faster
+// than the few of this one.
+constexpr int64_t kManySmall = int64_t{1} << 20;
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 bool power_of_two(int n) { return n > 0 && std::has_single_bit(static_cast<unsigned>(n)); }
+
+// Divides up to so many outputs into tiles of so many rows at most, equal ones if these come out
+// even.
+void set_tiles(StreamShare& share, int outputs, int rows) {
+  share.most_tiles = ceil_div(outputs, rows);
+  const int equal = ceil_div(outputs, share.most_tiles);
+  share.tile_rows = equal * share.most_tiles == outputs ? equal : rows;
+  share.rest_rows = outputs - (share.most_tiles - 1) * share.tile_rows;
+}
 
 StreamShare make_share(const StreamStep& s, int which, int blocks) {
   StreamShare share{};
@@ -34,15 +46,15 @@ StreamShare make_share(const StreamStep& s, int which, int blocks) {
   share.pieces = ceil_div(share.cols, kPiece);
   const int room = is_quantized(s.type) ? 2 * kPanelBytes : kPanelBytes;
   share.panel = std::clamp(room / (4 * stream_width(s.T) * kPiece), 1, share.pieces);
-  share.even = !small;
   share.grain = small ? SmallTile::kRows : 1;
   share.kinds = share.gated && !small ? 2 : 1;
+  const int most = std::max(ceil_div(share.outputs, blocks), 1);
   if (small) {
     share.tile_rows = share.gated ? SmallTile::kRows : kTileRows;
+    share.most_tiles = ceil_div(most, SmallTile::kRows);  // no block has so many of them
+    share.rest_rows = share.tile_rows;
   } else {
-    const int most = std::max(ceil_div(share.outputs, blocks), 1);
-    const int fitting = stage_bytes(s.type) / (kPiece * 2);
-    share.tile_rows = ceil_div(most, ceil_div(most, std::min(kTileRows, fitting)));
+    set_tiles(share, most, std::min(kTileRows, stage_bytes(s.type) / (kPiece * 2)));
   }
   share.inverse_tile_rows = 1.0f / static_cast<float>(share.tile_rows);
   return share;
@@ -128,6 +140,7 @@ std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
   plan.ring = std::min(room / stage, kStageMost);
   if (plan.ring < kStreamWarps) return std::nullopt;
   const int64_t layer = int64_t{s.D} * (plan.shares[kQkvf].outputs + s.H * s.V + 3 * s.F);
+  if (is_quantized(s.type) && layer / how.multiprocessors > kManySmall) return std::nullopt;
   plan.flight = kUnderWay / stage;
   if (layer * stage / (kTileRows * kPiece) / how.multiprocessors > kDeepLayer) plan.flight *= 2;
   lay_out(s, how.multiprocessors, plan);

@@ -41,6 +41,8 @@ constexpr int stage_bytes(DType type) {
 template <DType kType>
 inline constexpr bool kSmall = is_quantized(kType);
 template <DType kType>
+inline constexpr DType kTileType = is_quantized(kType) ? kType : DType::kQ8;  // any where unused
+template <DType kType>
 inline constexpr int kStageBytes = stage_bytes(kType);
 
 constexpr int kPanelBytes = 32 * 1024;    // activations in shared memory at a time, at most
@@ -69,7 +71,7 @@ struct StreamLayer {
 
 struct StreamStep {
   const StreamLayer* layers;        // [layer_count + 1]: the last has the logits' product alone
-  const CUtensorMap* matrices;      // [(layer_count + 1) * kLayerProducts], see stream_matrices.h
+  const CUtensorMap* matrices;      // [layer_count + 1][kLayerProducts][2], see stream_matrices.h
   const __nv_bfloat16* embeddings;  // [N, D]
   const int32_t* tokens;            // [T]
   const DecodeRow* rows;            // [T]
@@ -106,8 +108,9 @@ struct StreamShare {
   int grain;      // outputs of a block are a multiple of this
   int tile_rows;  // outputs of a tile
   float inverse_tile_rows;
+  int most_tiles;    // of a block
+  int rest_rows;     // outputs of the tile with that number, counted from 1
   int kinds;         // stages of a tile: 2 where the rows of an output are in different ones
-  bool even;         // tiles have all of their rows: the last one begins before the one before ends
   int partial;       // where its sums begin, in floats
   int first, count;  // outputs of the block
   int tiles;
@@ -126,10 +129,8 @@ struct StreamShare {
   __host__ __device__ int sums(int tokens) const {
     return group_tiles * kinds * pieces * kTileRows * tokens;
   }
-  // The first of a tile's outputs in the block's.
-  __host__ __device__ int begin_of(int tile) const {
-    const int begin = tile * tile_rows, last = count - tile_rows;
-    return !even || begin <= last ? begin : last > 0 ? last : 0;
+  __host__ __device__ int rows_of(int tile) const {
+    return tile + 1 == most_tiles ? rest_rows : tile_rows;
   }
 };
 

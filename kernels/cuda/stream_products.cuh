@@ -162,14 +162,12 @@ class StreamProducts {
     const int tiles = min(s.group_tiles, s.tiles - group) * s.kinds, count = tiles * pieces;
     const int tile_rows = s.tile_rows, to_tile = s.pieces * kTokens * kTileRows;
     float* const partial = partial_ + s.partial + panel * kTokens * kTileRows;
-    int at[kPieceBlocks];  // of this lane's first 16 bytes of a block of columns
+    int at[kPieceBlocks], rest_at[kPieceBlocks];
     if constexpr (!kSmallStage) {
-#pragma unroll
-      for (int block = 0; block < kPieceBlocks; ++block) {
-        const int line = block * tile_rows + row_;
-        at[block] = line * 128 + ((lane_ % 4) ^ (line % 8)) * 16;
-      }
+      find_columns(tile_rows, at);
+      find_columns(s.rest_rows, rest_at);
     }
+    const int rest = (s.most_tiles - 1 - group) * s.kinds;  // the first stage of that tile
     int tile = place_, piece = 0;
 #pragma unroll 1
     for (; place_ < count; place_ += kStreamWarps, tile += kStreamWarps) {
@@ -182,10 +180,20 @@ class StreamProducts {
                                        SmallTile::kColumns),
                   piece * kPiece, to);
       } else {
-        add(at, piece * kPiece, to);
+        add(at, rest_at, tile >= rest, piece * kPiece, to);
       }
     }
     place_ -= count;
+  }
+
+  // Where in a stage of tiles of so many rows this lane's first 16 bytes of each block of columns
+  // are.
+  __device__ __forceinline__ void find_columns(int rows, int (&at)[kPieceBlocks]) const {
+#pragma unroll
+    for (int block = 0; block < kPieceBlocks; ++block) {
+      const int line = block * rows + row_;
+      at[block] = line * 128 + ((lane_ % 4) ^ (line % 8)) * 16;
+    }
   }
 
   // The stage of this warp may be filled again.
@@ -200,7 +208,9 @@ class StreamProducts {
   // rows and 16 columns: of its pairs of columns, the first and the third are of a row lane_ / 4
   // there, and the second and the fourth of a row 8 further. Of the right operand, columns 0 to 3
   // are for the former and 4 to 7 for the latter, each the high and low halves of two tokens.
-  __device__ __forceinline__ void add(const int (&at)[kPieceBlocks], int column, float* to) {
+  __device__ __forceinline__ void add(const int (&at)[kPieceBlocks],
+                                      const int (&rest_at)[kPieceBlocks], bool rest, int column,
+                                      float* to) {
     const int n = lane_ / 4;
     const __nv_bfloat16* x = panel_ + n % (kTokens == 1 ? 2 : 4) * pitch_ +
                              n / 4 * (kBoxColumns / 2) + lane_ % 4 * 8 + column;
@@ -211,7 +221,7 @@ class StreamProducts {
       uint4 weights[2][2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned char* w = stage + (at[block] ^ (half * 64));
+        const unsigned char* w = stage + ((rest ? rest_at[block] : at[block]) ^ (half * 64));
         weights[0][half] = *reinterpret_cast<const uint4*>(w);
         weights[1][half] = *reinterpret_cast<const uint4*>(w + 8 * 128);
       }
@@ -248,17 +258,16 @@ class StreamProducts {
   // The same for a stage of so many tiles of small weights beside each other. Columns 2 t and 2 t +
   // 1 of the right operand are the halves of token t, and others repeat these.
   __device__ __forceinline__ void add_small(bool both, int tiles, int column, float* to) {
-    using Tile = SmallTileOf<kSmallType ? kType : DType::kQ8>;
-    constexpr DType kTileType = kSmallType ? kType : DType::kQ8;
+    using Tile = SmallTileOf<kTileType<kType>>;
     const int row = lane_ / 4 % (2 * kTokens), j = lane_ % 4;
     StreamOperand operand{panel_ + row * pitch_ + column + j * 8,
                           panel_sums_ + row * sums_pitch() + column / 32 + j};
     const unsigned char* upper = ring_.stage();
     const unsigned char* lower = both ? upper + kPieceTiles * Tile::kBytes : upper;
     float sums[1][4] = {};
-#pragma unroll 1
+#pragma unroll 2
     for (int tile = 0; tile < tiles; ++tile) {
-      add_tile<kTileType, 4>(upper, lower, operand, sums);
+      add_tile<kTileType<kType>, 4>(upper, lower, operand, sums);
       upper += Tile::kBytes, lower += Tile::kBytes;
       operand.x += Tile::kColumns, operand.sums += Tile::kGroups;
     }
@@ -280,7 +289,7 @@ class StreamProducts {
       const int t = kTokens == 1 ? 0 : i / rows, row = begin + i - t * rows;
       const int tile = static_cast<int>((row + 0.5f) * s.inverse_tile_rows);
       const float* from = partial_ + s.partial + (tile - group) * s.kinds * to_tile +
-                          t * kTileRows + (row - s.begin_of(tile));
+                          t * kTileRows + (row - tile * s.tile_rows);
       const float scale = scale_of(s, t);
       float y = of_pieces(from, s.pieces) * scale;
       if (s.gated) {

@@ -113,7 +113,7 @@ void StreamProgram::take_memory() {
                                  layers_.size() * sizeof(StreamLayer), cudaMemcpyHostToDevice,
                                  how_.stream));
   step_.layers = device_layers_.get();
-  matrices_ = DeviceArray<CUtensorMap>(layers_.size() * kLayerProducts);
+  matrices_ = DeviceArray<CUtensorMap>(layers_.size() * kLayerProducts * 2);
   step_.matrices = matrices_.get();
   const StreamBuffers sizes = stream_buffers(step_);
   const int64_t total = sizes.x + sizes.qkvf + sizes.scores + sizes.mixed + sizes.y + sizes.hidden;
@@ -134,16 +134,18 @@ void StreamProgram::take_memory() {
 }
 
 void StreamProgram::describe_matrices() {
-  std::vector<CUtensorMap> matrices(layers_.size() * kLayerProducts);
-  for (size_t i = 0; i < matrices.size(); ++i) {
+  std::vector<CUtensorMap> matrices(layers_.size() * kLayerProducts * 2);
+  for (size_t i = 0; i < matrices.size() / 2; ++i) {
     const bool head = i / kLayerProducts + 1 == layers_.size();
     const int which = head ? static_cast<int>(kHead) : static_cast<int>(i % kLayerProducts);
     const void* weight = layers_[i / kLayerProducts].weight[i % kLayerProducts];
     if (weight == nullptr || (is_quantized(step_.type) && which != kApart)) continue;
     const StreamShare& share = plan_.shares[which];
-    matrices[i] = stream_matrix(static_cast<const __nv_bfloat16*>(weight),
-                                int64_t{share.outputs} * (share.gated ? 2 : 1), share.cols,
-                                share.tile_rows, kPieceBlocks);
+    for (int rest = 0; rest < 2; ++rest) {
+      matrices[i * 2 + rest] = stream_matrix(
+          static_cast<const __nv_bfloat16*>(weight), int64_t{share.outputs} * (share.gated ? 2 : 1),
+          share.cols, rest == 1 ? share.rest_rows : share.tile_rows, kPieceBlocks);
+    }
   }
   GSA_CUDA_CHECK(cudaMemcpyAsync(matrices_.get(), matrices.data(),
                                  matrices.size() * sizeof(CUtensorMap), cudaMemcpyHostToDevice,

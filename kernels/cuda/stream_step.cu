@@ -9,7 +9,7 @@
 // for nothing but free stages: memory stays busy while the other warps wait for the activations
 // that other blocks publish.
 //
-// A step runs through all of the code once a layer, at the speed of the instruction cache: products
+// A step runs through all of the code once a layer, which must fit the instruction cache: products
 // are one loop over a table, the two memories one loop over two, and little is unrolled.
 namespace gsa::cuda {
 namespace {
@@ -61,21 +61,25 @@ __global__ void __launch_bounds__(kStreamThreads + 32, 1)
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
 #pragma unroll 1
-  for (int i = thread; i < (a.layer_count + 1) * kLayerProducts; i += blockDim.x) {
+  for (int i = thread; i < (a.layer_count + 1) * kLayerProducts * 2; i += blockDim.x) {
     acquire_matrix(a.matrices + i);
-  }
-  grid_wait();
-#pragma unroll 1
-  for (int i = thread / 32; i < plan.block_units; i += blockDim.x / 32) {
-    find_unit(a, plan, i, units[i], inputs + i * plan.inputs);
   }
   __syncthreads();
   const Tables tables{shares, layers, units, inputs};
   if (threadIdx.x >= kStreamThreads) {
     StreamCopier<kType>(a, plan, tables, ring).run();
-  } else {
-    compute<kType, kTokens>(a, plan, shared, tables, ring);
+    return;
   }
+  // Weights are on their way while the step before ends.
+  grid_release();
+  grid_wait();
+#pragma unroll 1
+  for (int i = thread / 32; i < plan.block_units; i += kStreamWarps) {
+    find_unit(a, plan, i, units[i], inputs + i * plan.inputs);
+  }
+  stream_sync();
+  tell_units_found();
+  compute<kType, kTokens>(a, plan, shared, tables, ring);
 }
 
 template <DType kType>

@@ -58,8 +58,8 @@ inline std::vector<Shape> large_shapes() {
   };
 }
 
-// Where it does so with small weights too. Tiles of these do not fill the last piece of columns, and
-// blocks have different numbers of them.
+// Where it does so with small weights too. Tiles of these do not fill the last piece of columns,
+// and blocks have different numbers of them.
 inline std::vector<Shape> wide_shapes() {
   return {
       {"nine heads", sized(shape(9, 9, 128, 128, 32), 1344, 97)},
