@@ -30,6 +30,8 @@ HWY_INLINE const T* soon_more(const T* p) {
 
 template <typename T>
 struct Dense {
+  static constexpr int kRowsOfOne = kRows;
+
   template <int ROWS, int TOKENS>
   static HWY_INLINE void tile(const Operands& o, int64_t row, int64_t token) {
     const T* w = reinterpret_cast<const T*>(o.row(row));
@@ -78,6 +80,8 @@ struct Quantized {
   // A group with its share of the scales and minima, and the groups that have a cache line at most.
   static constexpr int64_t kShare = kGroupBytes + (Group::kType == DType::kQ4 ? 4 : 2);
   static constexpr int kTogether = Group::kType == DType::kQ4 ? 2 : 1;
+  // More rows: fewer ends of tiles, at which no prefetch is under way.
+  static constexpr int kRowsOfOne = kMostRows;
 
   template <int ROWS, int TOKENS>
   static HWY_INLINE void tile(const Operands& o, int64_t row, int64_t token) {
@@ -197,9 +201,9 @@ HWY_INLINE void in_streams(const Operands& o, int64_t row_begin, int64_t row_end
 template <class W>
 void few_tokens(const Operands& o, int64_t row_begin, int64_t row_end, int64_t tokens) {
   if (tokens == 1) {
-    in_streams<kRowsOfOne>(o, row_begin, row_end,
-                           [&]<int ROWS>(const Operands& o, int64_t row)
-                               HWY_ATTR { W::template tile<ROWS, 1>(o, row, 0); });
+    in_streams<W::kRowsOfOne>(o, row_begin, row_end,
+                              [&]<int ROWS>(const Operands& o, int64_t row)
+                                  HWY_ATTR { W::template tile<ROWS, 1>(o, row, 0); });
     return;
   }
   in_streams<kRows>(o, row_begin, row_end, [&]<int ROWS>(const Operands& o, int64_t row) HWY_ATTR {

@@ -27,10 +27,10 @@ constexpr int64_t kLanes = hn::MaxLanes(kF);
 constexpr int kRows = 4;
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
 constexpr int kTokens = 6;
-constexpr int kRowsOfOne = 8;  // of a tile of one token
+constexpr int kMostRows = 8;  // of a tile of one token
 #else
 constexpr int kTokens = 3;
-constexpr int kRowsOfOne = 4;
+constexpr int kMostRows = kRows;
 #endif
 
 struct Operands {
