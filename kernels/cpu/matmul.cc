@@ -30,6 +30,8 @@ HWY_INLINE const T* soon_more(const T* p) {
 
 template <typename T>
 struct Dense {
+  static constexpr int kRowsOfOne = kRows;
+
   template <int ROWS, int TOKENS>
   static HWY_INLINE void tile(const Operands& o, int64_t row, int64_t token) {
     const T* w = reinterpret_cast<const T*>(o.row(row));
@@ -75,6 +77,11 @@ struct Quantized {
   static constexpr int64_t kGroup = QuantizedRow::kGroup;
   static constexpr int64_t kGroupBytes = QuantizedRow::group_bytes(Group::kType);
   static constexpr int kVectors = kGroupVectors<D>;
+  // A group with its share of the scales and minima, and the groups that have a cache line at most.
+  static constexpr int64_t kShare = kGroupBytes + (Group::kType == DType::kQ4 ? 4 : 2);
+  static constexpr int kTogether = Group::kType == DType::kQ4 ? 2 : 1;
+  // More rows: fewer ends of tiles, at which no prefetch is under way.
+  static constexpr int kRowsOfOne = kMostRows;
 
   template <int ROWS, int TOKENS>
   static HWY_INLINE void tile(const Operands& o, int64_t row, int64_t token) {
@@ -87,10 +94,11 @@ struct Quantized {
     clear(sums);
     for (int64_t first = 0; first < groups; first += GroupScales::kMost) {
       const int64_t end = std::min(first + GroupScales::kMost, groups);
+      const int64_t end_of_whole = std::min(end, whole);
       for (int r = 0; r < ROWS; ++r) {
         scales[r].load(kF, Group::kType, w + r * step, o.cols, first, end - first);
       }
-      for (int64_t g = first; g < std::min(end, whole); ++g) {
+      const auto add = [&](int64_t g) HWY_ATTR {
         Vec in[TOKENS][kVectors];
         HWY_UNROLL(8)
         for (int t = 0; t < TOKENS; ++t) {
@@ -100,10 +108,18 @@ struct Quantized {
         }
         HWY_UNROLL(8)
         for (int r = 0; r < ROWS; ++r) {
-          add_group(group(soon_more(w + r * step + g * kGroupBytes), scales[r], g - first), in,
-                    sums[r], kVectors);
+          add_group(group(w + r * step + g * kGroupBytes, scales[r], g - first), in, sums[r],
+                    kVectors);
         }
+      };
+      int64_t g = first;
+      for (; g + kTogether <= end_of_whole; g += kTogether) {
+        HWY_UNROLL(8)
+        for (int r = 0; r < ROWS; ++r) ask_for_next_row(o, w + r * step, g);
+        HWY_UNROLL(2)
+        for (int i = 0; i < kTogether; ++i) add(g + i);
       }
+      for (; g < end_of_whole; ++g) add(g);
       if (end > whole) {
         const int64_t rest = o.cols - whole * kGroup;
         Vec in[TOKENS][kVectors];
@@ -137,6 +153,12 @@ struct Quantized {
   }
 
  private:
+  // The same share of the row behind `row`, which its stream reads next. A whole row ahead, since
+  // a row's scales stand at its end and are the first to be read.
+  static HWY_INLINE void ask_for_next_row(const Operands& o, const uint8_t* row, int64_t g) {
+    __builtin_prefetch(row + o.row_bytes + g * kShare, 0, 3);
+  }
+
   static HWY_INLINE Group group(const uint8_t* integers, const GroupScales& scales, int64_t i) {
     return Group(kF, integers, scales.scale[i], scales.minimum[i]);
   }
@@ -159,25 +181,37 @@ struct Quantized {
   }
 };
 
+// tile<ROWS>(operands, row) for all rows. The rows of a tile lie far apart, so that each goes on
+// where the tile before left it: a few long streams through memory are read faster than many that
+// end after a page.
+template <int ROWS, class Tile>
+HWY_INLINE void in_streams(const Operands& o, int64_t row_begin, int64_t row_end,
+                           const Tile& tile) {
+  Operands streams = o;
+  streams.step = (row_end - row_begin) / ROWS;
+  for (int64_t i = 0; i < streams.step; ++i) {
+    tile.template operator()<ROWS>(streams, row_begin + i);
+  }
+  for (int64_t row = row_begin + streams.step * ROWS; row < row_end; ++row) {
+    tile.template operator()<1>(o, row);
+  }
+}
+
 // Few tokens: bound by reading the weights, which go from memory into the sums.
 template <class W>
 void few_tokens(const Operands& o, int64_t row_begin, int64_t row_end, int64_t tokens) {
-  const auto all_tokens = [&]<int ROWS>(const Operands& o, int64_t row) HWY_ATTR {
+  if (tokens == 1) {
+    in_streams<W::kRowsOfOne>(o, row_begin, row_end,
+                              [&]<int ROWS>(const Operands& o, int64_t row)
+                                  HWY_ATTR { W::template tile<ROWS, 1>(o, row, 0); });
+    return;
+  }
+  in_streams<kRows>(o, row_begin, row_end, [&]<int ROWS>(const Operands& o, int64_t row) HWY_ATTR {
     int64_t t = 0;
     for (; t + 4 <= tokens; t += 4) W::template tile<ROWS, 4>(o, row, t);
     for (; t + 2 <= tokens; t += 2) W::template tile<ROWS, 2>(o, row, t);
     if (t < tokens) W::template tile<ROWS, 1>(o, row, t);
-  };
-  // The rows of a tile lie far apart, so that each goes on where the tile before left it: a few
-  // long streams through memory are read faster than many that end after a page.
-  Operands streams = o;
-  streams.step = (row_end - row_begin) / kRows;
-  for (int64_t i = 0; i < streams.step; ++i) {
-    all_tokens.template operator()<kRows>(streams, row_begin + i);
-  }
-  for (int64_t row = row_begin + streams.step * kRows; row < row_end; ++row) {
-    all_tokens.template operator()<1>(o, row);
-  }
+  });
 }
 
 // From here on widening the weights first is worth its while.

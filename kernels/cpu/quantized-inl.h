@@ -89,7 +89,7 @@ class Q4Group {
 
 // The scales and minima of some consecutive groups of a row, as floats.
 struct GroupScales {
-  static constexpr int64_t kMost = 32;  // at a time
+  static constexpr int64_t kMost = 64;  // at a time
 
   // Reads nothing past the last of `count` groups.
   template <class D>

@@ -10,6 +10,7 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <cstdint>
 
 HWY_BEFORE_NAMESPACE();
@@ -26,8 +27,10 @@ constexpr int64_t kLanes = hn::MaxLanes(kF);
 constexpr int kRows = 4;
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
 constexpr int kTokens = 6;
+constexpr int kMostRows = 8;  // of a tile of one token
 #else
 constexpr int kTokens = 3;
+constexpr int kMostRows = kRows;
 #endif
 
 struct Operands {
@@ -87,17 +90,21 @@ HWY_INLINE void sum_each(Vec a, Vec b, Vec c, Vec d, float* sums) {
 template <int ROWS, int TOKENS>
 HWY_INLINE void finish(const Operands& o, int64_t row, int64_t token,
                        const Vec (&sums)[ROWS][TOKENS]) {
-  static_assert(ROWS == kRows || ROWS == 1);
+  static_assert(ROWS % kRows == 0 || ROWS == 1);
+  constexpr int kTogether = std::min(ROWS, kRows);
   HWY_UNROLL(8)
   for (int t = 0; t < TOKENS; ++t) {
     float* y = o.y + (token + t) * o.y_stride + row;
-    float sum[kRows];
-    sum_each(sums[0][t], sums[ROWS > 1 ? 1 : 0][t], sums[ROWS > 1 ? 2 : 0][t],
-             sums[ROWS > 1 ? 3 : 0][t], sum);
-    HWY_UNROLL(8)
-    for (int r = 0; r < ROWS; ++r) {
-      float& to = y[r * o.step];
-      to = o.accumulate ? to + sum[r] : sum[r];
+    HWY_UNROLL(2)
+    for (int first = 0; first < ROWS; first += kRows) {
+      float sum[kRows];
+      sum_each(sums[first][t], sums[ROWS > 1 ? first + 1 : 0][t], sums[ROWS > 1 ? first + 2 : 0][t],
+               sums[ROWS > 1 ? first + 3 : 0][t], sum);
+      HWY_UNROLL(8)
+      for (int r = 0; r < kTogether; ++r) {
+        float& to = y[(first + r) * o.step];
+        to = o.accumulate ? to + sum[r] : sum[r];
+      }
     }
   }
 }
