@@ -37,6 +37,7 @@ template <DType kType, int kTokens>
 __global__ void __launch_bounds__(kStreamThreads + 32, 1)
     stream_step_kernel(const __grid_constant__ StreamStep a,
                        const __grid_constant__ StreamPlan plan) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // plan_stream() has no plan for others
   extern __shared__ __align__(1024) unsigned char shared[];
   auto* shares = reinterpret_cast<StreamShare*>(shared + plan.table);
   auto* layers = reinterpret_cast<StreamLayer*>(shared + plan.layers);
@@ -80,6 +81,7 @@ __global__ void __launch_bounds__(kStreamThreads + 32, 1)
   stream_sync();
   tell_units_found();
   compute<kType, kTokens>(a, plan, shared, tables, ring);
+#endif
 }
 
 template <DType kType>
