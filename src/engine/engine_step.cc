@@ -151,7 +151,10 @@ void Engine::prefill_done(const QueuedStep::Prefill& prefill, const TensorView& 
 
 // The prompt is complete: forks its state to all completions and draws the first token of each.
 void Engine::sample_first(Task& task, const TensorView& logits) {
-  task.result.first_token = Clock::now();
+  if (task.request.max_tokens == 0) {
+    backend_->synchronize();  // no draw will wait for the prompt
+    task.result.first_token = Clock::now();
+  }
   for (int32_t i = 0; i < task.request.n; ++i) {
     if (i > 0) states_.copy(task.states[0], task.states[i]);
     task.sequences.push_back(std::make_unique<Sequence>(*model_, task.request, task.context, i));
@@ -169,6 +172,7 @@ void Engine::sample_first(Task& task, const TensorView& logits) {
     const SampleRow row = sequence.sample_row();
     SampleResult result;
     backend_->sample(logits, {&row, 1}, {&result, 1});
+    if (i == 0) task.result.first_token = Clock::now();
     accept(task, sequence, std::move(result));
   }
 }
