@@ -1,14 +1,38 @@
-// Activations as two bfloat16 halves whose sum is the value to 16 bits, for tensor cores.
+// Activations as two bfloat16 halves whose sum is the value to 16 bits, and the product that tensor
+// cores make of them.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
 
 namespace gsa::cuda {
 
+// d += a b for bfloat16 a [16, 16], b [16, 8]. Not volatile: the compiler may move it.
+__device__ __forceinline__ void mma(const uint4& a, uint32_t b0, uint32_t b1, float (&d)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
 // Two floats of a bfloat16 pair.
 __device__ __forceinline__ float2 unpack(const __nv_bfloat162& pair) {
   const uint32_t bits = reinterpret_cast<const uint32_t&>(pair);
   return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+// {bfloat16 x, y rounded} as one word, and what the rounding left as another.
+__device__ __forceinline__ uint2 split_pair(float x, float y) {
+  const __nv_bfloat162 high = __floats2bfloat162_rn(x, y);
+  const __nv_bfloat162 low = __floats2bfloat162_rn(x - __low2float(high), y - __high2float(high));
+  return make_uint2(*reinterpret_cast<const uint32_t*>(&high),
+                    *reinterpret_cast<const uint32_t*>(&low));
+}
+
+// The sum of what both words hold.
+__device__ __forceinline__ float pair_sum(const uint2& halves) {
+  const float2 high = unpack(reinterpret_cast<const __nv_bfloat162&>(halves.x));
+  const float2 low = unpack(reinterpret_cast<const __nv_bfloat162&>(halves.y));
+  return (high.x + high.y) + (low.x + low.y);
 }
 
 // Stores four activations of a token, times w, as halves; returns the sum of what the halves hold.

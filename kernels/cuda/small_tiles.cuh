@@ -6,20 +6,10 @@
 // low halves of up to 4 tokens, or the one or the other half of 8.
 #pragma once
 
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/halves.cuh"
 #include "kernels/cuda/small_weights.h"
 
 namespace gsa::cuda {
-
-// d = a b + c for bfloat16 a [16, 16], b [16, 8].
-__device__ __forceinline__ void multiply(const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                         const float (&c)[4], float (&d)[4]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%10, %11, %12, %13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
-        "f"(c[2]), "f"(c[3]));
-}
 
 // d += a b for a [16, 8] and b [8, 8], which TF32 must hold exactly.
 __device__ __forceinline__ void multiply_tf32(const float (&a)[4], float b0, float b1,
@@ -162,10 +152,8 @@ __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsig
   for (int group = 0; group < Tile::kGroups; ++group) {
     u.load(upper, lane, group);
     l.load(lower, lane, group);
-    const uint32_t first[4] = {u.pairs(group, 0), l.pairs(group, 0), u.pairs(group, 1),
-                               l.pairs(group, 1)};
-    const uint32_t second[4] = {u.pairs(group, 2), l.pairs(group, 2), u.pairs(group, 3),
-                                l.pairs(group, 3)};
+    const uint4 first{u.pairs(group, 0), l.pairs(group, 0), u.pairs(group, 1), l.pairs(group, 1)};
+    const uint4 second{u.pairs(group, 2), l.pairs(group, 2), u.pairs(group, 3), l.pairs(group, 3)};
     const float upper_scale = scale(upper_scales, group), lower_scale = scale(lower_scales, group);
 #pragma unroll
     for (int tile = 0; tile < Tokens::kTiles; ++tile) {
@@ -173,8 +161,8 @@ __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsig
 #pragma unroll
       for (int half = 0; half < Tokens::kHalves; ++half) {
         const uint4 x = operand.columns(tile, half, group);
-        multiply(first, x.x, x.y, d, d);
-        multiply(second, x.z, x.w, d, d);
+        mma(first, x.x, x.y, d);
+        mma(second, x.z, x.w, d);
       }
       sums[tile][0] += upper_scale * d[0];
       sums[tile][1] += upper_scale * d[1];

@@ -3,7 +3,6 @@
 
 #include <cuda_bf16.h>
 
-#include "kernels/cuda/device.cuh"
 #include "kernels/cuda/halves.cuh"
 #include "kernels/cuda/stream_plan.h"
 
@@ -14,32 +13,10 @@ __device__ __forceinline__ void stream_sync() {
   asm volatile("bar.sync 1, %0;" ::"n"(kStreamThreads) : "memory");
 }
 
-__device__ __forceinline__ void mma(const uint4& a, uint32_t b0, uint32_t b1, float (&d)[4]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
 __device__ __forceinline__ float4 load4(const float* p) {
   return *reinterpret_cast<const float4*>(p);
 }
 __device__ __forceinline__ float sum_of(const float4& v) { return (v.x + v.y) + (v.z + v.w); }
-
-// {bfloat16 x, y rounded} as one word, and what the rounding left as another.
-__device__ __forceinline__ uint2 split_pair(float x, float y) {
-  const __nv_bfloat162 high = __floats2bfloat162_rn(x, y);
-  const __nv_bfloat162 low = __floats2bfloat162_rn(x - __low2float(high), y - __high2float(high));
-  return make_uint2(*reinterpret_cast<const uint32_t*>(&high),
-                    *reinterpret_cast<const uint32_t*>(&low));
-}
-
-// What both words hold.
-__device__ __forceinline__ float pair_sum(const uint2& halves) {
-  const float2 high = unpack(reinterpret_cast<const __nv_bfloat162&>(halves.x));
-  const float2 low = unpack(reinterpret_cast<const __nv_bfloat162&>(halves.y));
-  return (high.x + high.y) + (low.x + low.y);
-}
 
 // Adds up vectors of 4 columns over the threads of a warp that agree in threadIdx.x modulo
 // 2^shift, and leaves what is left to add as sums[columns][kStreamWarps].
