@@ -144,12 +144,28 @@ __device__ __forceinline__ void sum_rows(const Vec<kWidth> (&mine)[kQueries], in
   }
 }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+using Cluster = cg::cluster_group;
+__device__ __forceinline__ Cluster this_cluster() { return cg::this_cluster(); }
+#else
+// Devices without clusters have a memory in one block.
+struct Cluster {
+  __device__ unsigned block_rank() const { return 0; }
+  __device__ unsigned num_blocks() const { return 1; }
+  __device__ void sync() const { __syncthreads(); }
+  __device__ void barrier_arrive() const {}
+  __device__ void barrier_wait() const { __syncthreads(); }
+  __device__ float* map_shared_rank(float* p, unsigned) const { return p; }
+};
+__device__ __forceinline__ Cluster this_cluster() { return {}; }
+#endif
+
 // A cluster of blocks has one memory of one sequence: block i of it has rows [i k_rows, ...) of hk
 // and columns [i v_columns, ...) of hv.
 template <typename T, int kWidth, int kQueries>
 __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) float shared[];
-  const cg::cluster_group cluster = cg::this_cluster();
+  const Cluster cluster = this_cluster();
   const int split = cluster.block_rank(), splits = cluster.num_blocks();
   const int g = blockIdx.y, queries = a.H / a.G;
   grid_release();
