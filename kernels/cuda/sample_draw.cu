@@ -303,8 +303,8 @@ __global__ void __launch_bounds__(kRowThreads, 1) draw_kernel(DrawArgs args) {
 }
 
 // Blocks on a multiprocessor: some devices' have 1,536 threads, others' 2,048.
-#if defined(__CUDA_ARCH__) && \
-    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || \
+                               __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
 #define GSA_GREEDY_BLOCKS 1
 #else
 #define GSA_GREEDY_BLOCKS 2

@@ -114,7 +114,7 @@ class StreamCopier {
                           const Ring& ring)
       : a_(a), plan_(plan), tables_(tables), ring_(ring), landed_(ring), policy_(drop_first()) {
     ring_.advance(place_ % kLanes);
-    landed_.advance((place_ % kLanes + plan.flight * (kLanes - 1)) % kLanes);
+    landed_.advance(place_ % kLanes);
   }
 
   __device__ void run() {
@@ -141,8 +141,7 @@ class StreamCopier {
   }
 
  private:
-  // Threads that take the stages in turn: of small weights there are many.
-  static constexpr int kLanes = kSmall<kType> ? 4 : 1;
+  static constexpr int kLanes = kCopyLanes<kType>;
 
   // What a stage needs is in registers: memory is no busier than this is quick.
   template <bool kSmallStage>
@@ -176,7 +175,7 @@ class StreamCopier {
   }
 
   // Until this thread's next stage may be copied.
-  // REQUIRES: flight >= kLanes
+  // REQUIRES: flight and the size of the ring are multiples of kLanes
   __device__ __forceinline__ void make_room() {
     if (copied_ >= plan_.flight) {
       landed_.wait_full();

@@ -137,11 +137,12 @@ std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
   }
   const int room = static_cast<int>(how.shared_limit) - plan.bytes;
   const int stage = stage_bytes(s.type);
-  plan.ring = std::min(room / stage, kStageMost);
+  const int lanes = copy_lanes(s.type);
+  plan.ring = std::min(room / stage, kStageMost) / lanes * lanes;
   if (plan.ring < kStreamWarps) return std::nullopt;
   const int64_t layer = int64_t{s.D} * (plan.shares[kQkvf].outputs + s.H * s.V + 3 * s.F);
   if (is_quantized(s.type) && layer / how.multiprocessors > kManySmall) return std::nullopt;
-  plan.flight = kUnderWay / stage;
+  plan.flight = ceil_div(kUnderWay / stage, lanes) * lanes;
   if (layer * stage / (kTileRows * kPiece) / how.multiprocessors > kDeepLayer) plan.flight *= 2;
   lay_out(s, how.multiprocessors, plan);
   return plan;

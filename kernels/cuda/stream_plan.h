@@ -29,6 +29,12 @@ constexpr int kPiece = kPieceBlocks * kBoxColumns;
 constexpr int kPieceTiles = kPiece / SmallTile::kColumns;
 constexpr int kStageMost = 32;
 
+// Threads that take the copies of stages in turn: of small weights there are many. Only where the
+// stages of a ring and those under way are multiples of them does a thread wait for none but its
+// own earlier stages; those of another may be two phases of a barrier further by the time it looks.
+// REQUIRES: divides kStreamWarps
+constexpr int copy_lanes(DType type) { return type == DType::kQ8 || type == DType::kQ4 ? 4 : 1; }
+
 // Bytes of a stage; the copies of bfloat16 want a multiple of 1024.
 constexpr int stage_bytes(DType type) {
   const int bytes = type == DType::kQ8   ? 2 * kPieceTiles * SmallTileOf<DType::kQ8>::kBytes
@@ -44,6 +50,8 @@ template <DType kType>
 inline constexpr DType kTileType = is_quantized(kType) ? kType : DType::kQ8;  // any where unused
 template <DType kType>
 inline constexpr int kStageBytes = stage_bytes(kType);
+template <DType kType>
+inline constexpr int kCopyLanes = copy_lanes(kType);
 
 constexpr int kPanelBytes = 32 * 1024;    // activations in shared memory at a time, at most
 constexpr int kPanelPad = 32;             // columns; neighbouring rows in different banks
