@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cassert>
 
 namespace gsa::cuda {
 namespace {
@@ -144,6 +145,7 @@ std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
   if (is_quantized(s.type) && layer / how.multiprocessors > kManySmall) return std::nullopt;
   plan.flight = ceil_div(kUnderWay / stage, lanes) * lanes;
   if (layer * stage / (kTileRows * kPiece) / how.multiprocessors > kDeepLayer) plan.flight *= 2;
+  assert(plan.flight <= 2 * plan.ring);  // further back a phase could be mistaken for another
   lay_out(s, how.multiprocessors, plan);
   return plan;
 }
