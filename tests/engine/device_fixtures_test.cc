@@ -79,25 +79,15 @@ std::span<const int32_t> ids(const TensorView& view) {
   return {static_cast<const int32_t*>(view.data), static_cast<size_t>(view.elements())};
 }
 
-void expect_memories(const std::vector<float>& state, const SafetensorsFile& golden, int64_t layers,
-                     double tolerance) {
-  const float* at = state.data();
-  for (const char* memory : {"hk.", "hv."}) {
-    for (int64_t i = 0; i < layers; ++i) {
-      const auto expected = floats(golden.tensor(memory + std::to_string(i)));
-      EXPECT_LT(test::relative_error(std::span(at, expected.size()), expected), tolerance)
-          << memory << i;
-      at += expected.size();
-    }
-  }
-}
-
 // Feeds the fixture's tokens to a fresh state.
 void expect_golden(test::Runner& run, const StateHandle& state, const SafetensorsFile& golden,
                    double tolerance) {
   const std::vector<float> logits = run.logits(state, ids(golden.tensor("tokens")));
   EXPECT_LT(test::relative_error(logits, floats(golden.tensor("logits"))), tolerance);
-  expect_memories(run.states.export_state(state), golden, run.model.config().num_layers, tolerance);
+  test::expect_memories(run.states.export_state(state), run.model.config().num_layers, tolerance,
+                        [&](const std::string& memory, int64_t i) {
+                          return floats(golden.tensor(memory + "." + std::to_string(i)));
+                        });
 }
 
 TEST_P(Fixture, HasItsGoldenLogitsAndMemories) {

@@ -9,18 +9,10 @@ namespace gsa {
 namespace {
 
 using test::make_request;
-using test::random_tokens;
+using test::model;
+using test::prompt;
 
 using Tokens = std::vector<int32_t>;
-
-std::shared_ptr<LoadedModel> model() {
-  static const std::shared_ptr<LoadedModel> model = test::tiny_model();
-  return model;
-}
-
-Tokens prompt(int64_t count, uint32_t seed = 1) {
-  return random_tokens(count, model()->config.vocab_size, seed);
-}
 
 Tokens joined(std::initializer_list<Tokens> parts) {
   Tokens all;

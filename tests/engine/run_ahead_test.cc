@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <future>
 #include <memory>
 #include <random>
 #include <string>
@@ -18,16 +17,9 @@ namespace {
 
 using test::Gate;
 using test::make_request;
+using test::model;
+using test::prompt;
 using test::random_tokens;
-
-std::shared_ptr<LoadedModel> model() {
-  static const std::shared_ptr<LoadedModel> model = test::tiny_model();
-  return model;
-}
-
-std::vector<int32_t> prompt(int64_t count, uint32_t seed = 1) {
-  return random_tokens(count, model()->config.vocab_size, seed);
-}
 
 EngineOptions options(bool run_ahead, int64_t states = 4, int64_t cached_states = 0) {
   return {.device = "cpu",

@@ -44,8 +44,7 @@ std::vector<float> decode(const RandomWeights& weights, std::unique_ptr<Backend>
                           bool ahead) {
   Runner run(std::move(backend), config(), weights.weights, 16, kSequences);
   Backend& device = *run.backend;
-  std::vector<StateHandle> states;
-  for (int64_t i = 0; i < kSequences; ++i) states.push_back(*run.states.acquire());
+  std::vector<StateHandle> states = test::acquire(run.states, kSequences);
   const SamplingParams params{.temperature = 0.8, .seed = 5};
   std::vector<size_t> sequences(kSequences);  // by row of the step
   std::iota(sequences.begin(), sequences.end(), size_t{0});

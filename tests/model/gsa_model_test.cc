@@ -11,6 +11,7 @@
 namespace gsa {
 namespace {
 
+using test::acquire;
 using test::large_shapes;
 using test::lively_weights;
 using test::random_tokens;
@@ -49,12 +50,6 @@ INSTANTIATE_TEST_SUITE_P(Devices, GsaModelOn, testing::ValuesIn(test::kDevices),
 using GsaModelOf = test::DeviceTypeTest;
 INSTANTIATE_TEST_SUITE_P(Devices, GsaModelOf, testing::ValuesIn(test::matrix_types()),
                          test::device_type_name);
-
-std::vector<StateHandle> acquire(StatePool& pool, int count) {
-  std::vector<StateHandle> states;
-  for (int i = 0; i < count; ++i) states.push_back(*pool.acquire());
-  return states;
-}
 
 TEST_P(GsaModelOf, DecodesAFewSequencesTogetherAsTheCpuDoesAlone) {
   constexpr int64_t kSteps = 5;

@@ -40,20 +40,6 @@ double tolerance(const std::string& device, DType dtype, int64_t rows) {
   return dtype == DType::kF16 ? 2.5e-3 : 8e-3;
 }
 
-// The parts of an exported state beside what the equations say.
-void expect_memories(const std::vector<float>& state, const ReferenceModel& reference,
-                     int64_t layers, double tolerance) {
-  const float* at = state.data();
-  for (const auto memory : {&ReferenceModel::Memory::hk, &ReferenceModel::Memory::hv}) {
-    for (int64_t i = 0; i < layers; ++i) {
-      const Doubles& expected = reference.memory(i).*memory;
-      EXPECT_LT(relative_error(std::span(at, expected.size()), expected), tolerance)
-          << "layer " << i;
-      at += expected.size();
-    }
-  }
-}
-
 TEST_P(ModelEquations, HoldForShapesThatNoFixtureCovers) {
   for (const Shape& shape : test::shapes()) {
     SCOPED_TRACE(shape.name);
@@ -63,15 +49,15 @@ TEST_P(ModelEquations, HoldForShapesThatNoFixtureCovers) {
       SCOPED_TRACE(rows);
       const double bound = tolerance(device(), dtype(), rows);
       ReferenceModel reference(shape.config, random.weights, DType::kF32, {device(), rows});
-      Doubles expected;
-      for (int32_t token : tokens) {
-        const Doubles row = reference.step(token);
-        expected.insert(expected.end(), row.begin(), row.end());
-      }
+      const Doubles expected = reference.logits(tokens);
       Runner run(backend(), shape.config, random.weights, rows);
       const StateHandle state = *run.states.acquire();
       EXPECT_LT(relative_error(run.logits(state, tokens), expected), bound);
-      expect_memories(run.states.export_state(state), reference, shape.config.num_layers, bound);
+      test::expect_memories(run.states.export_state(state), shape.config.num_layers, bound,
+                            [&](const std::string& memory, int64_t i) {
+                              const ReferenceModel::Memory& of = reference.memory(i);
+                              return memory == "hk" ? of.hk : of.hv;
+                            });
     }
   }
 }
@@ -88,8 +74,7 @@ TEST_P(ModelEquations, HoldForManySequencesDecodedTogether) {
           sequences,
           ReferenceModel(shape.config, random.weights, DType::kF32, {device(), sequences}));
       Runner run(backend(), shape.config, random.weights, 24, sequences);
-      std::vector<StateHandle> states;
-      while (run.states.available() > 0) states.push_back(*run.states.acquire());
+      const std::vector<StateHandle> states = test::acquire(run.states, sequences);
       const std::vector<int32_t> tokens =
           random_tokens(steps * sequences, shape.config.vocab_size, 22);
       for (int64_t step = 0; step < steps; ++step) {

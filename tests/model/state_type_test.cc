@@ -10,6 +10,7 @@ namespace gsa {
 namespace {
 
 using test::random_tokens;
+using test::ReferenceModel;
 using test::relative_error;
 using test::Runner;
 
@@ -39,23 +40,13 @@ const std::vector<GsaConfig> kConfigs = {test::shape(4, 4, 32, 32, 64),
                                          with_conv(test::shape(10, 2, 8, 8, 40), 3),
                                          with_conv(test::shape(3, 3, 7, 5, 9), 4)};
 
-// Logits after each of the tokens.
-test::Doubles logits_of(test::ReferenceModel model, std::span<const int32_t> tokens) {
-  test::Doubles logits;
-  for (int32_t token : tokens) {
-    const test::Doubles row = model.step(token);
-    logits.insert(logits.end(), row.begin(), row.end());
-  }
-  return logits;
-}
-
 TEST_P(StateType, AgreesWithTheEquationsThatRoundAsItDoes) {
   for (const GsaConfig& config : kConfigs) {
     SCOPED_TRACE(config.hidden_size);
     const RandomWeights random = test::lively_weights(config, 5);
     const std::vector<int32_t> tokens = random_tokens(100, config.vocab_size, 3);
-    const test::Doubles exact = logits_of({config, random.weights}, tokens);
-    const test::Doubles rounded = logits_of({config, random.weights, dtype()}, tokens);
+    const test::Doubles exact = ReferenceModel(config, random.weights).logits(tokens);
+    const test::Doubles rounded = ReferenceModel(config, random.weights, dtype()).logits(tokens);
     EXPECT_LT(relative_error(rounded, exact), tolerance());
     for (int64_t step_tokens : {1, 100}) {
       SCOPED_TRACE(testing::Message() << "steps of " << step_tokens);
@@ -80,7 +71,7 @@ TEST_P(StateType, IsThatOfStepsWhichAreRepeated) {
   const std::vector<int32_t> tokens = random_tokens(30, c.vocab_size, 10);
   Runner run = runner(c, random, 1);
   const std::vector<float> found = run.logits(*run.states.acquire(), tokens);
-  const test::Doubles rounded = logits_of({c, random.weights, dtype()}, tokens);
+  const test::Doubles rounded = ReferenceModel(c, random.weights, dtype()).logits(tokens);
   EXPECT_LT(relative_error(found, rounded), 0.2 * tolerance());
 }
 
@@ -114,8 +105,7 @@ TEST_P(StateType, GivesTheSameBitsBesideOthersAndWhenRunAgain) {
   // Three sequences decode side by side, each the next one's tokens a step later.
   const auto decode = [&](size_t sequences) {
     Runner run = runner(config, random, 8);
-    std::vector<StateHandle> states;
-    for (size_t i = 0; i < sequences; ++i) states.push_back(*run.states.acquire());
+    const std::vector<StateHandle> states = test::acquire(run.states, sequences);
     std::vector<float> found;  // of the first
     for (size_t t = 0; t + sequences < tokens.size(); ++t) {
       Batch batch;

@@ -60,6 +60,17 @@ inline std::shared_ptr<LoadedModel> tiny_model(const GsaConfig& config = tiny_co
   return model;
 }
 
+// The same for all tests of a program.
+inline std::shared_ptr<const LoadedModel> model() {
+  static const std::shared_ptr<const LoadedModel> model = tiny_model();
+  return model;
+}
+
+// Random tokens for it.
+inline std::vector<int32_t> prompt(int64_t count, uint32_t seed = 1) {
+  return random_tokens(count, model()->config.vocab_size, seed);
+}
+
 inline Request make_request(std::vector<int32_t> prompt, int64_t max_tokens, uint64_t seed = 0) {
   Request request{.prompt = std::move(prompt), .max_tokens = max_tokens, .ignore_eos = true};
   request.sampling.seed = seed;
@@ -70,6 +81,18 @@ inline Request make_request(std::vector<int32_t> prompt, int64_t max_tokens, uin
 class BothWays : public testing::TestWithParam<bool> {
  protected:
   static bool run_ahead() { return GetParam(); }
+};
+
+// Engines of the model above, of both kinds.
+class EngineBothWays : public BothWays {
+ protected:
+  static EngineOptions options(int64_t states = 4) {
+    return {.device = "cpu",
+            .threads = 2,
+            .states = states,
+            .step_tokens = 64,
+            .run_ahead = run_ahead()};
+  }
 };
 
 inline std::string way_name(const testing::TestParamInfo<bool>& info) {

@@ -75,6 +75,12 @@ inline std::vector<float> download(Backend& backend, const TensorView& view) {
   return host;
 }
 
+inline std::vector<StateHandle> acquire(StatePool& pool, int64_t count) {
+  std::vector<StateHandle> states;
+  for (int64_t i = 0; i < count; ++i) states.push_back(*pool.acquire());
+  return states;
+}
+
 // A model on a device with its states.
 struct Runner {
   Runner(const GsaConfig& config, const ModelWeights& weights, int threads = 2,
@@ -118,6 +124,21 @@ double relative_error(const A& found, const B& expected) {
     norm += e * e;
   }
   return std::sqrt(difference / norm);
+}
+
+// The memories of an exported state beside those that expected("hk" or "hv", layer) gives.
+template <typename Expected>
+void expect_memories(const std::vector<float>& state, int64_t layers, double tolerance,
+                     const Expected& expected) {
+  const float* at = state.data();
+  for (const std::string memory : {"hk", "hv"}) {
+    for (int64_t i = 0; i < layers; ++i) {
+      const auto& values = expected(memory, i);
+      EXPECT_LT(relative_error(std::span(at, values.size()), values), tolerance)
+          << memory << " of layer " << i;
+      at += values.size();
+    }
+  }
 }
 
 }  // namespace gsa::test

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,16 @@ class ReferenceModel {
           x);
     }
     return multiply(w_.lm_head, rms_norm(x, w_.norm, c_.norm_eps));
+  }
+
+  // Logits after each of the tokens, one behind the other.
+  Doubles logits(std::span<const int32_t> tokens) {
+    Doubles all;
+    for (int32_t token : tokens) {
+      const Doubles row = step(token);
+      all.insert(all.end(), row.begin(), row.end());
+    }
+    return all;
   }
 
  private:
