@@ -305,11 +305,11 @@ __global__ void __launch_bounds__(kRowThreads, 1) draw_kernel(DrawArgs args) {
 // Blocks on a multiprocessor: some devices' have 1,536 threads, others' 2,048.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || \
                                __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
-#define GSA_GREEDY_BLOCKS 1
+constexpr int kGreedyBlocks = 1;
 #else
-#define GSA_GREEDY_BLOCKS 2
+constexpr int kGreedyBlocks = 2;
 #endif
-__global__ void __launch_bounds__(kRowThreads, GSA_GREEDY_BLOCKS) greedy_kernel(DrawArgs args) {
+__global__ void __launch_bounds__(kRowThreads, kGreedyBlocks) greedy_kernel(DrawArgs args) {
   __shared__ LookShared s;
   grid_release();
   grid_wait();

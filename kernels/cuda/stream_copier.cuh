@@ -1,4 +1,4 @@
-// What the warps of a persistent kernel's block share, and those that copy weights.
+// What the warps of a persistent kernel's block share, and the one that copies weights.
 #pragma once
 
 #include "kernels/cuda/device.cuh"

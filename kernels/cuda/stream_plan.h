@@ -33,7 +33,7 @@ constexpr int kStageMost = 32;
 // stages of a ring and those under way are multiples of them does a thread wait for none but its
 // own earlier stages; those of another may be two phases of a barrier further by the time it looks.
 // REQUIRES: divides kStreamWarps
-constexpr int copy_lanes(DType type) { return type == DType::kQ8 || type == DType::kQ4 ? 4 : 1; }
+constexpr int copy_lanes(DType type) { return is_quantized(type) ? 4 : 1; }
 
 // Bytes of a stage; the copies of bfloat16 want a multiple of 1024.
 constexpr int stage_bytes(DType type) {
