@@ -74,7 +74,7 @@ class CudaBackend final : public Backend {
   void copy(const void* from, size_t bytes, void* to) override;
   void fill(float* device, int64_t count, float value) override;
   void synchronize() override { GSA_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
-  int64_t preferred_step_tokens() const override { return 2048; }
+  int64_t preferred_step_tokens() const override { return 4096; }
   int64_t free_memory() const override;
   double measure_read_bandwidth() override { return cuda::measure_read_bandwidth(alone_); }
 
