@@ -91,6 +91,13 @@ __device__ __forceinline__ void publish(float* to, float value, uint32_t epoch) 
                : "memory");
 }
 
+// To each of so many copies, which are so many floats apart.
+template <int kCopies>
+__device__ __forceinline__ void publish_all(float* to, int apart, float value, uint32_t epoch) {
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) publish(to + i * apart, value, epoch);
+}
+
 __device__ __forceinline__ uint32_t peek(const float* from) {
   uint32_t v;
   asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");

@@ -152,12 +152,12 @@ std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
 
 StreamBuffers stream_buffers(const StreamStep& s) {
   const int64_t T = s.T;
-  return {.x = T * s.D,
+  return {.x = T * s.D * kReplicas,
           .qkvf = T * (s.H * s.K + s.G * (s.K + s.V + s.M)),
           .scores = T * s.H * kMostSplits * s.M,
-          .mixed = T * s.H * s.V,
-          .y = T * s.D,
-          .hidden = T * s.F};
+          .mixed = T * s.H * s.V * kReplicas,
+          .y = T * s.D * kReplicas,
+          .hidden = T * s.F * kReplicas};
 }
 
 }  // namespace gsa::cuda

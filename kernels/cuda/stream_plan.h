@@ -58,6 +58,10 @@ constexpr int kPanelPad = 32;             // columns; neighbouring rows in diffe
 constexpr int kSumsPad = 4;               // of groups of 32 columns, the same
 constexpr int kPartialBytes = 16 * 1024;  // sums of pieces, at most
 
+// Copies of the activations that all blocks read, each of them read by every kReplicas-th: a line
+// that every multiprocessor asks for again and again keeps what is written to it waiting.
+constexpr int kReplicas = 4;
+
 constexpr int kMostQueries = 4;  // query heads of a memory
 constexpr int kMostSlots = 256;
 constexpr int kMostSplits = 32;  // of a memory over blocks
@@ -85,7 +89,8 @@ struct StreamStep {
   const DecodeRow* rows;            // [T]
   float* logits;                    // [T, N]
 
-  // Where the blocks exchange activations, see stream_exchange.cuh.
+  // Where the blocks exchange activations, see stream_exchange.cuh. Of x, mixed, y and hidden there
+  // are kReplicas, one after the other.
   float* x;        // [T, D] before the recurrence's products
   float* qkvf;     // [T, width]
   float* scores;   // [T, G, splits, H/G, M] shares of q . Hk

@@ -45,40 +45,47 @@ class StreamProducts {
     for (int i = threadIdx.x; i < a_.T * own.count; i += kStreamThreads) {
       const int t = i / own.count, row = own.first + i - t * own.count;
       residual_[i] = to_float(a_.embeddings[int64_t{a_.tokens[t]} * a_.D + row]);
-      publish(a_.x + t * a_.D + row, residual_[i], a_.epoch);
+      publish_all<kReplicas>(a_.x + t * a_.D + row, a_.T * a_.D, residual_[i], a_.epoch);
     }
   }
 
-  // y = W norm(x) for the block's outputs.
+  // y = W norm(x) for the block's outputs. What does not depend on the activations is found before
+  // they are waited for, since every block waits for the last one.
   __device__ __forceinline__ void product(int which, const StreamShare* shares, const float* norm,
                                           uint32_t epoch) {
     const bool apart = which == kApart;
     if (apart && !kSmallType) return;
     const StreamShare& s = shares[which];
     pitch_ = s.panel * kPiece + kPanelPad;
+    Columns columns;
+    if (!kSmallType || apart) columns = find_columns(s);
+    const Norm scale{s.eps, s.inverse_cols};
     int group = 0;
 #pragma unroll 1
     do {
+      const Output output = find_output(s, group, threadIdx.x);
 #pragma unroll 1
       for (int panel = 0; panel < s.pieces; panel += s.panel) {
         const int pieces = min(s.panel, s.pieces - panel);
+        const Stages stages = find_stages(s, group, panel, pieces);
         if (group + panel > 0) stream_sync();  // nobody still reads what is written next
         if (!apart && (group == 0 || s.panel < s.pieces)) {
-          gather(s, norm, epoch, panel * kPiece, pieces * kPiece);
+          gather(s, norm, scale.eps >= 0, epoch, panel * kPiece, pieces * kPiece);
           stream_sync();
         }
         if (kSmallType && !apart) {
-          add_stages<kSmallType>(s, group, panel, pieces);
+          add_stages<kSmallType>(s, stages, columns, group, panel);
         } else {
-          add_stages<false>(s, group, panel, pieces);
+          add_stages<false>(s, stages, columns, group, panel);
         }
       }
       if (kSmallType && which == kQkvf) return;  // goes on with the rows apart
       stream_sync();
-#pragma unroll 1
-      for (int of = apart ? kQkvf : which; of <= which; ++of) {
-        finish(of, shares[of], group, which == kDown ? epoch + 1 : epoch);
+      if (apart) {
+        const StreamShare& before = shares[kQkvf];
+        finish(kQkvf, before, scale, group, find_output(before, group, threadIdx.x), epoch);
       }
+      finish(which, s, scale, group, output, which == kDown ? epoch + 1 : epoch);
       group += s.group_tiles;
     } while (group < s.tiles);
   }
@@ -87,11 +94,36 @@ class StreamProducts {
   static constexpr bool kSmallType = kSmall<kType>;
   static constexpr int kPairs = (kTokens + 1) / 2;  // of tokens
 
+  // Where in a stage this lane's first 16 bytes of each block of columns are: of most tiles, and of
+  // the one with another number of rows.
+  struct Columns {
+    int at[kPieceBlocks], rest_at[kPieceBlocks];
+  };
+  // The stages of a group of tiles and a panel: stage number i is of tile i % tiles of the group.
+  struct Stages {
+    int count, tiles;
+    float inverse_tiles;
+    int tile, piece;  // of this warp's first
+    int rest;         // the first tile with another number of rows
+    int to_tile;      // floats from a tile's sums to the next one's
+    float* partial;
+  };
+  // One of the block's outputs: where its sums begin and where it goes.
+  struct Output {
+    int t;
+    const float* from;
+    float* residual;
+    float* to;
+  };
+  struct Norm {
+    float eps, inverse_cols;
+  };
+
   // Takes a panel of activations of all tokens, times the norm's weight, into shared memory, and
   // adds up the squares of the plain values by warps. Everything is asked for before the first
   // value is waited for.
-  __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, uint32_t epoch,
-                                         int first, int width) {
+  __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, bool squares_too,
+                                         uint32_t epoch, int first, int width) {
     constexpr int kVectors = kTokens == 1 ? 6 : kTokens == 2 ? 3 : 2;
     constexpr int kStride = kStreamThreads * 4;
     const int there = s.cols - first;  // zeros behind them
@@ -123,7 +155,7 @@ class StreamProducts {
         keep(t, begin + i * kStride, x, weight[i]);
       }
     }
-    if (s.eps < 0) return;
+    if (!squares_too) return;
     if (first == 0) squares_set_ ^= 1;  // the other one may still be read
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
@@ -154,46 +186,59 @@ class StreamProducts {
     }
   }
 
-  // This warp's stages, every kStreamWarps-th, of a group of tiles and a panel. Their sums go to
-  // partial_[tile][piece][token][row].
+  __device__ __forceinline__ Stages find_stages(const StreamShare& s, int group, int panel,
+                                                int pieces) const {
+    Stages to;
+    to.tiles = min(s.group_tiles, s.tiles - group) * s.kinds;
+    to.count = to.tiles * pieces;
+    to.inverse_tiles = 1.0f / static_cast<float>(to.tiles);
+    to.piece = piece_of(to, place_);
+    to.tile = place_ - to.piece * to.tiles;
+    to.rest = (s.most_tiles - 1 - group) * s.kinds;
+    to.to_tile = s.pieces * kTokens * kTileRows;
+    to.partial = partial_ + s.partial + panel * kTokens * kTileRows;
+    return to;
+  }
+  __device__ __forceinline__ int piece_of(const Stages& stages, int place) const {
+    return static_cast<int>((static_cast<float>(place) + 0.5f) * stages.inverse_tiles);
+  }
+
+  // This warp's stages, every kStreamWarps-th. Their sums go to partial_[tile][piece][token][row].
   template <bool kSmallStage>
-  __device__ __forceinline__ void add_stages(const StreamShare& s, int group, int panel,
-                                             int pieces) {
-    const int tiles = min(s.group_tiles, s.tiles - group) * s.kinds, count = tiles * pieces;
-    const int tile_rows = s.tile_rows, to_tile = s.pieces * kTokens * kTileRows;
-    float* const partial = partial_ + s.partial + panel * kTokens * kTileRows;
-    int at[kPieceBlocks], rest_at[kPieceBlocks];
-    if constexpr (!kSmallStage) {
-      find_columns(tile_rows, at);
-      find_columns(s.rest_rows, rest_at);
-    }
-    const int rest = (s.most_tiles - 1 - group) * s.kinds;  // the first stage of that tile
-    int tile = place_, piece = 0;
+  __device__ __forceinline__ void add_stages(const StreamShare& s, const Stages& stages,
+                                             const Columns& columns, int group, int panel) {
+    int tile = stages.tile, piece = stages.piece;
 #pragma unroll 1
-    for (; place_ < count; place_ += kStreamWarps, tile += kStreamWarps) {
-      while (tile >= tiles) tile -= tiles, ++piece;
-      float* to = partial + tile * to_tile + piece * kTokens * kTileRows;
+    while (place_ < stages.count) {
+      float* to = stages.partial + tile * stages.to_tile + piece * kTokens * kTileRows;
       ring_.wait_full();
       if constexpr (kSmallStage) {
-        add_small(has_lower(s, (group + tile) * tile_rows),
+        add_small(has_lower(s, (group + tile) * s.tile_rows),
                   min(kPieceTiles, (s.cols - (panel + piece) * kPiece + SmallTile::kColumns - 1) /
                                        SmallTile::kColumns),
                   piece * kPiece, to);
       } else {
-        add(at, rest_at, tile >= rest, piece * kPiece, to);
+        add(columns, tile >= stages.rest, piece * kPiece, to);
       }
+      place_ += kStreamWarps;
+      piece = piece_of(stages, place_);
+      tile = place_ - piece * stages.tiles;
     }
-    place_ -= count;
+    place_ -= stages.count;
   }
 
-  // Where in a stage of tiles of so many rows this lane's first 16 bytes of each block of columns
-  // are.
-  __device__ __forceinline__ void find_columns(int rows, int (&at)[kPieceBlocks]) const {
+  __device__ __forceinline__ Columns find_columns(const StreamShare& s) const {
+    const auto place = [&](int block, int rows) {
+      const int line = block * rows + row_;
+      return line * 128 + ((lane_ % 4) ^ (line % 8)) * 16;
+    };
+    Columns columns;
 #pragma unroll
     for (int block = 0; block < kPieceBlocks; ++block) {
-      const int line = block * rows + row_;
-      at[block] = line * 128 + ((lane_ % 4) ^ (line % 8)) * 16;
+      columns.at[block] = place(block, s.tile_rows);
+      columns.rest_at[block] = place(block, s.rest_rows);
     }
+    return columns;
   }
 
   // The stage of this warp may be filled again.
@@ -208,9 +253,7 @@ class StreamProducts {
   // rows and 16 columns: of its pairs of columns, the first and the third are of a row lane_ / 4
   // there, and the second and the fourth of a row 8 further. Of the right operand, columns 0 to 3
   // are for the former and 4 to 7 for the latter, each the high and low halves of two tokens.
-  __device__ __forceinline__ void add(const int (&at)[kPieceBlocks],
-                                      const int (&rest_at)[kPieceBlocks], bool rest, int column,
-                                      float* to) {
+  __device__ __forceinline__ void add(const Columns& columns, bool rest, int column, float* to) {
     const int n = lane_ / 4;
     const __nv_bfloat16* x = panel_ + n % (kTokens == 1 ? 2 : 4) * pitch_ +
                              n / 4 * (kBoxColumns / 2) + lane_ % 4 * 8 + column;
@@ -221,7 +264,8 @@ class StreamProducts {
       uint4 weights[2][2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const unsigned char* w = stage + ((rest ? rest_at[block] : at[block]) ^ (half * 64));
+        const int at = rest ? columns.rest_at[block] : columns.at[block];
+        const unsigned char* w = stage + (at ^ (half * 64));
         weights[0][half] = *reinterpret_cast<const uint4*>(w);
         weights[1][half] = *reinterpret_cast<const uint4*>(w + 8 * 128);
       }
@@ -278,45 +322,64 @@ class StreamProducts {
     to[8] = sums[0][2] + sums[0][3];
   }
 
-  // Adds up the sums of pieces of a group of tiles and hands the outputs on.
-  __device__ __forceinline__ void finish(int which, const StreamShare& s, int group,
-                                         uint32_t epoch) {
-    const int begin = group * s.tile_rows;
-    const int rows = min(s.group_tiles * s.tile_rows, s.count - begin);
+  // Number i of the outputs of a group of tiles for all tokens.
+  __device__ __forceinline__ Output find_output(const StreamShare& s, int group, int i) const {
+    const int rows = rows_of(s, group), begin = group * s.tile_rows;
+    const int t = kTokens == 1 ? 0 : i / rows, row = begin + i - t * rows;
+    const int tile = static_cast<int>((row + 0.5f) * s.inverse_tile_rows);
     const int to_tile = s.pieces * kTokens * kTileRows;
+    return {.t = t,
+            .from = partial_ + s.partial + (tile - group) * s.kinds * to_tile + t * kTileRows +
+                    (row - tile * s.tile_rows),
+            .residual = residual_ + t * s.count + row,
+            .to = s.output + int64_t{t} * s.stride + s.first + row};
+  }
+  __device__ __forceinline__ int rows_of(const StreamShare& s, int group) const {
+    return min(s.group_tiles * s.tile_rows, s.count - group * s.tile_rows);
+  }
+
+  // Adds up the sums of pieces of a group of tiles and hands the outputs on, this thread's first
+  // one of which is known.
+  __device__ __forceinline__ void finish(int which, const StreamShare& s, const Norm& norm,
+                                         int group, Output o, uint32_t epoch) {
+    const int count = rows_of(s, group) * a_.T, pieces = s.pieces;
+    const int to_up = s.kinds == 2 ? pieces * kTokens * kTileRows : SmallTile::kRows;
+    const bool gated = s.gated;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < rows * a_.T; i += kStreamThreads) {
-      const int t = kTokens == 1 ? 0 : i / rows, row = begin + i - t * rows;
-      const int tile = static_cast<int>((row + 0.5f) * s.inverse_tile_rows);
-      const float* from = partial_ + s.partial + (tile - group) * s.kinds * to_tile +
-                          t * kTileRows + (row - tile * s.tile_rows);
-      const float scale = scale_of(s, t);
-      float y = of_pieces(from, s.pieces) * scale;
-      if (s.gated) {
-        const float up = of_pieces(from + (s.kinds == 2 ? to_tile : SmallTile::kRows), s.pieces);
-        y = silu(y) * (up * scale);
-      }
-      if (which == kOut || which == kDown) y = residual_[t * s.count + row] += y;
-      float* to = s.output + int64_t{t} * s.stride + s.first + row;
+    for (int i = threadIdx.x; i < count;) {
+      const float scale = scale_of(norm, o.t);
+      float y = of_pieces(o.from, pieces) * scale;
+      if (gated) y = silu(y) * (of_pieces(o.from + to_up, pieces) * scale);
+      if (which == kOut || which == kDown) y = *o.residual += y;
       if (which == kHead) {
-        *to = y;
+        *o.to = y;
+      } else if (which == kQkvf || which == kApart) {
+        publish(o.to, y, epoch);
       } else {
-        publish(to, y, epoch);
+        publish_all<kReplicas>(o.to, a_.T * s.stride, y, epoch);
       }
+      i += kStreamThreads;
+      if (i < count) o = find_output(s, group, i);
     }
   }
 
   __device__ __forceinline__ float of_pieces(const float* from, int pieces) const {
+    constexpr int kTogether = 4;
     float sum = 0;
-#pragma unroll 4
-    for (int piece = 0; piece < pieces; ++piece) sum += from[piece * kTokens * kTileRows];
+#pragma unroll 1
+    for (int piece = 0; piece < pieces; piece += kTogether) {
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        sum += piece + i < pieces ? from[(piece + i) * kTokens * kTileRows] : 0.0f;
+      }
+    }
     return sum;
   }
 
   // That of the norm, which commutes with the product.
-  __device__ __forceinline__ float scale_of(const StreamShare& s, int t) const {
-    if (s.eps < 0) return 1;
-    return rsqrtf(folded(squares() + t * kStreamWarps) * s.inverse_cols + s.eps);
+  __device__ __forceinline__ float scale_of(const Norm& norm, int t) const {
+    const float squares = folded(this->squares() + t * kStreamWarps);
+    return norm.eps < 0 ? 1.0f : rsqrtf(squares * norm.inverse_cols + norm.eps);
   }
 
   __device__ __forceinline__ float* squares() const {

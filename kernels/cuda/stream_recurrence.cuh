@@ -126,7 +126,8 @@ class StreamRecurrence {
 #pragma unroll 1
     for (int i = threadIdx.x; i < queries * v_columns; i += kStreamThreads) {
       const int h = i >> (hv.shift + 2), c = i & (v_columns - 1);
-      publish(out + h * a_.V + c, silu(folded(sums + i * kStreamWarps)), epoch);
+      publish_all<kReplicas>(out + h * a_.V + c, a_.T * a_.H * a_.V,
+                             silu(folded(sums + i * kStreamWarps)), epoch);
     }
   }
 

@@ -53,7 +53,9 @@ __global__ void __launch_bounds__(kStreamThreads + 32, 1)
   }
   if (thread <= kHead) {
     shares[thread] = plan.shares[thread];
-    shares[thread].take(blockIdx.x, gridDim.x, kTokens);
+    StreamShare& share = shares[thread];
+    share.take(blockIdx.x, gridDim.x, kTokens);
+    share.input += blockIdx.x % kReplicas * a.T * share.cols;
   }
   if (thread < plan.ring) {
     Barrier{ring.full + thread}.init(1);
