@@ -101,7 +101,7 @@ void lay_out(const StreamStep& s, int blocks, StreamPlan& plan) {
   plan.panel_sums = take(s.type == DType::kQ4 ? panel_sums * sizeof(float) : 0);
   plan.partial = take(partial * sizeof(float));
   plan.mix = take(((1 + queries) * s.M + plan.inputs) * sizeof(float));
-  plan.squares = take(2 * tokens * kStreamWarps * sizeof(float));
+  plan.squares = take(tokens * kStreamWarps * sizeof(float));
   plan.residual = take(tokens * plan.shares[kDown].count * sizeof(float));
   plan.table = take(sizeof(plan.shares));
   plan.layers = take((s.layer_count + 1) * sizeof(StreamLayer));

@@ -59,10 +59,10 @@ class StreamProducts {
     pitch_ = s.panel * kPiece + kPanelPad;
     Columns columns;
     if (!kSmallType || apart) columns = find_columns(s);
-    const Norm scale{s.eps, s.inverse_cols};
     int group = 0;
 #pragma unroll 1
     do {
+      const Finish how = find_finish(s, group);
       const Output output = find_output(s, group, threadIdx.x);
 #pragma unroll 1
       for (int panel = 0; panel < s.pieces; panel += s.panel) {
@@ -70,7 +70,8 @@ class StreamProducts {
         const Stages stages = find_stages(s, group, panel, pieces);
         if (group + panel > 0) stream_sync();  // nobody still reads what is written next
         if (!apart && (group == 0 || s.panel < s.pieces)) {
-          gather(s, norm, scale.eps >= 0, epoch, panel * kPiece, pieces * kPiece);
+          if (panel == 0) clear_squares();
+          gather(s, norm, epoch, panel * kPiece, pieces * kPiece);
           stream_sync();
         }
         if (kSmallType && !apart) {
@@ -78,14 +79,16 @@ class StreamProducts {
         } else {
           add_stages<false>(s, stages, columns, group, panel);
         }
+        if (group == 0 && panel + s.panel >= s.pieces) share_squares();
       }
       if (kSmallType && which == kQkvf) return;  // goes on with the rows apart
       stream_sync();
       if (apart) {
         const StreamShare& before = shares[kQkvf];
-        finish(kQkvf, before, scale, group, find_output(before, group, threadIdx.x), epoch);
+        finish(kQkvf, before, find_finish(before, group), group,
+               find_output(before, group, threadIdx.x), epoch);
       }
-      finish(which, s, scale, group, output, which == kDown ? epoch + 1 : epoch);
+      finish(which, s, how, group, output, which == kDown ? epoch + 1 : epoch);
       group += s.group_tiles;
     } while (group < s.tiles);
   }
@@ -115,19 +118,23 @@ class StreamProducts {
     float* residual;
     float* to;
   };
-  struct Norm {
+  // What finish() needs of a product and a group of its tiles.
+  struct Finish {
     float eps, inverse_cols;
+    int count, pieces;
+    bool gated;
+    int to_up;     // from an output's sums to those of its other row
+    int replicas;  // floats from one to the next
   };
 
   // Takes a panel of activations of all tokens, times the norm's weight, into shared memory, and
-  // adds up the squares of the plain values by warps. Everything is asked for before the first
+  // adds up this thread's squares of the plain values. Everything is asked for before the first
   // value is waited for.
-  __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, bool squares_too,
-                                         uint32_t epoch, int first, int width) {
+  __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, uint32_t epoch,
+                                         int first, int width) {
     constexpr int kVectors = kTokens == 1 ? 6 : kTokens == 2 ? 3 : 2;
     constexpr int kStride = kStreamThreads * 4;
     const int there = s.cols - first;  // zeros behind them
-    float sums[kTokens] = {};
 #pragma unroll 1
     for (int begin = threadIdx.x * 4; begin < width; begin += kVectors * kStride) {
       float4 weight[kVectors];
@@ -151,17 +158,23 @@ class StreamProducts {
         const int i = n / kTokens, t = n % kTokens;
         if (begin + i * kStride >= width) break;
         const float4 x = values_of(seen[n]);
-        sums[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+        own_squares_[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
         keep(t, begin + i * kStride, x, weight[i]);
       }
     }
-    if (!squares_too) return;
-    if (first == 0) squares_set_ ^= 1;  // the other one may still be read
+  }
+
+  // The squares of all columns, by warps, for scale_of(); nobody reads them from a gather's end to
+  // that of the stages.
+  __device__ __forceinline__ void clear_squares() {
+#pragma unroll
+    for (float& sum : own_squares_) sum = 0;
+  }
+  __device__ __forceinline__ void share_squares() {
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
-      const float sum = warp_sum(sums[t]);
-      float& total = squares()[t * kStreamWarps + warp_];
-      if (lane_ == 0) total = first > 0 ? total + sum : sum;
+      const float sum = warp_sum(own_squares_[t]);
+      if (lane_ == 0) squares_[t * kStreamWarps + warp_] = sum;
     }
   }
 
@@ -338,28 +351,35 @@ class StreamProducts {
     return min(s.group_tiles * s.tile_rows, s.count - group * s.tile_rows);
   }
 
+  __device__ __forceinline__ Finish find_finish(const StreamShare& s, int group) const {
+    return {.eps = s.eps,
+            .inverse_cols = s.inverse_cols,
+            .count = rows_of(s, group) * a_.T,
+            .pieces = s.pieces,
+            .gated = s.gated,
+            .to_up = s.kinds == 2 ? s.pieces * kTokens * kTileRows : SmallTile::kRows,
+            .replicas = a_.T * s.stride};
+  }
+
   // Adds up the sums of pieces of a group of tiles and hands the outputs on, this thread's first
   // one of which is known.
-  __device__ __forceinline__ void finish(int which, const StreamShare& s, const Norm& norm,
+  __device__ __forceinline__ void finish(int which, const StreamShare& s, const Finish& how,
                                          int group, Output o, uint32_t epoch) {
-    const int count = rows_of(s, group) * a_.T, pieces = s.pieces;
-    const int to_up = s.kinds == 2 ? pieces * kTokens * kTileRows : SmallTile::kRows;
-    const bool gated = s.gated;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < count;) {
-      const float scale = scale_of(norm, o.t);
-      float y = of_pieces(o.from, pieces) * scale;
-      if (gated) y = silu(y) * (of_pieces(o.from + to_up, pieces) * scale);
+    for (int i = threadIdx.x; i < how.count;) {
+      const float scale = scale_of(how, o.t);
+      float y = of_pieces(o.from, how.pieces) * scale;
+      if (how.gated) y = silu(y) * (of_pieces(o.from + how.to_up, how.pieces) * scale);
       if (which == kOut || which == kDown) y = *o.residual += y;
       if (which == kHead) {
         *o.to = y;
       } else if (which == kQkvf || which == kApart) {
         publish(o.to, y, epoch);
       } else {
-        publish_all<kReplicas>(o.to, a_.T * s.stride, y, epoch);
+        publish_all<kReplicas>(o.to, how.replicas, y, epoch);
       }
       i += kStreamThreads;
-      if (i < count) o = find_output(s, group, i);
+      if (i < how.count) o = find_output(s, group, i);
     }
   }
 
@@ -377,14 +397,11 @@ class StreamProducts {
   }
 
   // That of the norm, which commutes with the product.
-  __device__ __forceinline__ float scale_of(const Norm& norm, int t) const {
-    const float squares = folded(this->squares() + t * kStreamWarps);
+  __device__ __forceinline__ float scale_of(const Finish& norm, int t) const {
+    const float squares = folded(squares_ + t * kStreamWarps);
     return norm.eps < 0 ? 1.0f : rsqrtf(squares * norm.inverse_cols + norm.eps);
   }
 
-  __device__ __forceinline__ float* squares() const {
-    return squares_ + squares_set_ * kTokens * kStreamWarps;
-  }
   __device__ __forceinline__ int sums_pitch() const { return (pitch_ - kPanelPad) / 32 + kSumsPad; }
 
   const StreamStep& a_;
@@ -392,14 +409,14 @@ class StreamProducts {
   // Of a stage of bfloat16, in an order that lets 8 lanes find 8 different banks.
   const int row_ = (lane_ / 4 % 2) * 4 + lane_ / 8;
   int place_ = warp_;  // of this warp's next stage among those to come
-  int squares_set_ = 0;
+  float own_squares_[kTokens];
   int pitch_;  // of a row of the panel, in columns
   Ring ring_;
   // [T][high and low halves][blocks of kBoxColumns][2][4 lanes][2][2] and kPanelPad
   __nv_bfloat16* panel_;
   float* panel_sums_;  // of q4: [T][two halves][groups of 32 columns] and kSumsPad
   float* partial_;     // see add_stages()
-  float* squares_;     // [2][T][kStreamWarps]
+  float* squares_;     // [T][kStreamWarps]
   float* residual_;    // [T][outputs]
 };
 
