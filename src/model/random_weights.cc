@@ -30,6 +30,8 @@ class Arena {
     if (data == MAP_FAILED) {
       throw Error("cannot allocate {:.2f} GiB for random weights", bytes / 0x1p30);
     }
+    // As files have them on file systems with large folios; a wish, which may be refused.
+    madvise(data, bytes, MADV_HUGEPAGE);
     base_ = static_cast<std::byte*>(data);
     used_ = 0;
     return std::shared_ptr<const void>(data, [bytes](void* p) { munmap(p, bytes); });
