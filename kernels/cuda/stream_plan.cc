@@ -8,9 +8,13 @@ namespace gsa::cuda {
 namespace {
 
 // Bytes of copies under way: they keep memory busy, but delay what the blocks exchange, which
-// counts less where the layer of a block has many.
-constexpr int kUnderWay = 48 * 1024;
-constexpr int64_t kDeepLayer = int64_t{3} << 19;
+// counts less where the layer of a block has many (by measurement, of 0.8, 1.2 and 3.3 MB).
+constexpr int under_way(int64_t layer_bytes) {
+  return (layer_bytes < (int64_t{1} << 20)   ? 48
+          : layer_bytes < (int64_t{3} << 19) ? 64
+                                             : 96) *
+         1024;
+}
 // Small weights of a layer for a block beyond which the warps of several kernels widen them faster
 // than the few of this one.
 constexpr int64_t kManySmall = int64_t{1} << 20;
@@ -143,8 +147,8 @@ std::optional<StreamPlan> plan_stream(const Launch& how, const StreamStep& s) {
   if (plan.ring < kStreamWarps) return std::nullopt;
   const int64_t layer = int64_t{s.D} * (plan.shares[kQkvf].outputs + s.H * s.V + 3 * s.F);
   if (is_quantized(s.type) && layer / how.multiprocessors > kManySmall) return std::nullopt;
-  plan.flight = ceil_div(kUnderWay / stage, lanes) * lanes;
-  if (layer * stage / (kTileRows * kPiece) / how.multiprocessors > kDeepLayer) plan.flight *= 2;
+  const int64_t layer_bytes = layer * stage / (kTileRows * kPiece) / how.multiprocessors;
+  plan.flight = ceil_div(under_way(layer_bytes) / stage, lanes) * lanes;
   assert(plan.flight <= 2 * plan.ring);  // further back a phase could be mistaken for another
   lay_out(s, how.multiprocessors, plan);
   return plan;
