@@ -19,8 +19,8 @@ __device__ __forceinline__ float4 load4(const float* p) {
 __device__ __forceinline__ float sum_of(const float4& v) { return (v.x + v.y) + (v.z + v.w); }
 
 // Adds up vectors of 4 columns over the threads of a warp that agree in threadIdx.x modulo
-// 2^shift, and leaves what is left to add as sums[columns][kStreamWarps].
-__device__ __forceinline__ void fold(float4 v, int shift, float* sums) {
+// 2^shift, and leaves what is left to add as sums[kStreamWarps][pitch].
+__device__ __forceinline__ void fold(float4 v, int shift, float* sums, int pitch) {
 #pragma unroll 1
   for (int offset = 16; offset >> shift > 0; offset /= 2) {
     v.x += __shfl_xor_sync(kAllLanes, v.x, offset);
@@ -32,13 +32,15 @@ __device__ __forceinline__ void fold(float4 v, int shift, float* sums) {
   if (lane >> shift > 0) return;
 #pragma unroll 1
   for (int row = threadIdx.x >> span; row < kStreamWarps; row += kStreamThreads >> span) {
-    float* to = sums + lane * 4 * kStreamWarps + row;
-    to[0] = v.x, to[kStreamWarps] = v.y, to[2 * kStreamWarps] = v.z, to[3 * kStreamWarps] = v.w;
+    *reinterpret_cast<float4*>(sums + row * pitch + lane * 4) = v;
     v = make_float4(0, 0, 0, 0);  // where there are fewer rows than warps
   }
 }
-__device__ __forceinline__ float folded(const float* sums) {
-  return sum_of(load4(sums)) + sum_of(load4(sums + 4));
+__device__ __forceinline__ float folded(const float* sums, int pitch) {
+  static_assert(kStreamWarps == 8);
+  const float* back = sums + 4 * pitch;
+  return sum_of(make_float4(sums[0], sums[pitch], sums[2 * pitch], sums[3 * pitch])) +
+         sum_of(make_float4(back[0], back[pitch], back[2 * pitch], back[3 * pitch]));
 }
 
 }  // namespace gsa::cuda

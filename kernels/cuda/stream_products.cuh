@@ -398,7 +398,8 @@ class StreamProducts {
 
   // That of the norm, which commutes with the product.
   __device__ __forceinline__ float scale_of(const Finish& norm, int t) const {
-    const float squares = folded(squares_ + t * kStreamWarps);
+    const float* of_warps = squares_ + t * kStreamWarps;
+    const float squares = sum_of(load4(of_warps)) + sum_of(load4(of_warps + 4));
     return norm.eps < 0 ? 1.0f : rsqrtf(squares * norm.inverse_cols + norm.eps);
   }
 

@@ -7,24 +7,31 @@
 
 namespace gsa::cuda {
 
-// The vectors of a unit's part of a memory, of which a thread has every kStreamThreads-th.
+// Vectors of a memory that a thread holds, and where they are: of the rest `at` is null.
+template <int kHeld>
+struct Vectors {
+  float4 x[kHeld];
+  float* at[kHeld];
+  int row[kHeld];
+};
+
+// A unit's part of a memory, of whose vectors a thread has every kStreamThreads-th.
 struct Part {
   float* at;
   int shift;  // base 2 logarithm of the vectors of a row
   int count;  // of all rows
   int pitch;
 
-  __device__ __forceinline__ int lanes() const { return 1 << shift; }
-  __device__ __forceinline__ int column() const { return (threadIdx.x & (lanes() - 1)) * 4; }
-  __device__ __forceinline__ float* vector(int i) const {
-    return at + (i >> shift) * pitch + column();
-  }
+  __device__ __forceinline__ int column() const { return (threadIdx.x & ((1 << shift) - 1)) * 4; }
+  // Reads this thread's vectors from number `begin` of all on.
   template <int kHeld>
-  __device__ __forceinline__ void load(int begin, float4 (&x)[kHeld]) const {
+  __device__ __forceinline__ void load(int begin, Vectors<kHeld>& held) const {
 #pragma unroll
     for (int n = 0; n < kHeld; ++n) {
       const int i = begin + threadIdx.x + n * kStreamThreads;
-      if (i < count) x[n] = load4(vector(i));
+      held.row[n] = i >> shift;
+      held.at[n] = i < count ? at + held.row[n] * pitch + column() : nullptr;
+      if (held.at[n] != nullptr) held.x[n] = load4(held.at[n]);
     }
   }
 };
@@ -50,7 +57,7 @@ class StreamRecurrence {
     const int M = a_.M, queries = a_.H / a_.G, k_rows = plan_.k_rows, v_columns = plan_.v_columns;
     Part part{layer.hk + unit.hk, log2_of(M) - 2, k_rows * M / 4, M};
     const Part hv{layer.hv + unit.hv, log2_of(v_columns) - 2, M * v_columns / 4, a_.V};
-    float4 held[kHeld], held_v[kHeld];
+    Vectors<kHeld> held, held_v;
     part.load(0, held);
     hv.load(0, held_v);
 
@@ -74,7 +81,7 @@ class StreamRecurrence {
     }
     stream_sync();
 
-    float* sums = partial_;  // [queries][columns][kStreamWarps]
+    float* sums = partial_;  // [kStreamWarps][queries][columns]
 #pragma unroll 1
     for (int pass = 0;; ++pass) {
       const bool second = pass == 1;
@@ -89,15 +96,14 @@ class StreamRecurrence {
         if (begin > 0) part.load(begin, held);
 #pragma unroll
         for (int n = 0; n < kHeld; ++n) {
-          const int i = begin + threadIdx.x + n * kStreamThreads;
-          if (i >= part.count) break;
-          const int row = i >> part.shift;
+          if (held.at[n] == nullptr) break;
+          const int row = held.row[n];
           if (second) kept = make_float4(keep[row], keep[row], keep[row], keep[row]);
           const float w = by_row[row];
-          float4 x = held[n];
+          float4 x = held.x[n];
           x = make_float4(x.x * kept.x + w * by_column.x, x.y * kept.y + w * by_column.y,
                           x.z * kept.z + w * by_column.z, x.w * kept.w + w * by_column.w);
-          *reinterpret_cast<float4*>(part.vector(i)) = x;
+          *reinterpret_cast<float4*>(held.at[n]) = x;
 #pragma unroll
           for (int h = 0; h < kMostQueries; ++h) {
             if (h < queries) multiply_add(totals[h], weight[h * weight_pitch + row], x);
@@ -106,7 +112,7 @@ class StreamRecurrence {
       }
 #pragma unroll 1
       for (int h = 0; h < queries; ++h) {
-        fold(totals[0], part.shift, sums + (h << part.shift) * 4 * kStreamWarps);
+        fold(totals[0], part.shift, sums + (h << part.shift) * 4, (queries << part.shift) * 4);
 #pragma unroll
         for (int i = 1; i < kMostQueries; ++i) totals[i - 1] = totals[i];
       }
@@ -115,19 +121,18 @@ class StreamRecurrence {
       float* scores = a_.scores + unit.scores;
 #pragma unroll 1
       for (int i = threadIdx.x; i < queries * M; i += kStreamThreads) {
-        publish(scores + unit.split * queries * M + i, folded(sums + i * kStreamWarps), epoch);
+        publish(scores + unit.split * queries * M + i, folded(sums + i, queries * M), epoch);
       }
       softmax(scores, epoch, sums + queries * M * kStreamWarps, p);
       part = hv;
-#pragma unroll
-      for (int n = 0; n < kHeld; ++n) held[n] = held_v[n];
+      held = held_v;
     }
     float* out = a_.mixed + unit.out;
 #pragma unroll 1
     for (int i = threadIdx.x; i < queries * v_columns; i += kStreamThreads) {
       const int h = i >> (hv.shift + 2), c = i & (v_columns - 1);
       publish_all<kReplicas>(out + h * a_.V + c, a_.T * a_.H * a_.V,
-                             silu(folded(sums + i * kStreamWarps)), epoch);
+                             silu(folded(sums + i, queries * v_columns)), epoch);
     }
   }
 
@@ -150,14 +155,14 @@ class StreamRecurrence {
         if (begin + n * kStreamThreads < shares) multiply_add(total, 1.0f, values_of(seen[n]));
       }
     }
-    fold(total, log2_of(share), sums);
+    fold(total, log2_of(share), sums, queries * M);
     stream_sync();
     if (warp_ < queries) {
       float* mine = p + warp_ * M;
       float most = -INFINITY, sum = 0;
 #pragma unroll 1
       for (int m = lane_; m < M; m += 32) {
-        mine[m] = folded(sums + (warp_ * M + m) * kStreamWarps);
+        mine[m] = folded(sums + warp_ * M + m, queries * M);
         most = fmaxf(most, mine[m]);
       }
       most = warp_max(most);
