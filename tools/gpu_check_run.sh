@@ -28,9 +28,9 @@ sanitize_filter+=':*GsaModelOf.DecodesAFew*cuda_bf16:*GsaModelOf.GivesTheSameLog
 sanitize_filter+=':*GsaModelOn.Repeats*cuda:*DrawnTokens.*cuda:*StatePoolOn.*cuda*'
 sanitize_filter+=':*StateType.GivesTheSameBits*cuda_f16:*EngineOn.DrawsTheSame*cuda'
 sanitize_filter+=':*Fixture.Continues*cuda_gqa'
-# Racecheck looks at the project's own kernels: in cuBLASLt's it reports races of NVIDIA's own. (Of
-# version 2025.3 it ends by itself in the products of bfloat16 all the same, with an internal error,
-# and with it the tests after it; memcheck and initcheck find nothing there.) Of ours the step of one
+# Racecheck looks at the project's own kernels: in cuBLASLt's it reports races of NVIDIA's own. (In
+# the products of bfloat16 it ends by itself all the same, with an internal error, and with it the
+# tests after it; memcheck and initcheck find nothing there.) Of ours the step of one
 # kernel is not among its tests. That one's ring of weights is guarded by mbarriers that count the
 # bytes of bulk copies; before version 2026.3 the tool may take such for races (its release notes), and
 # it ended by itself, at its limit of ten million hazards, in a test with this kernel.
