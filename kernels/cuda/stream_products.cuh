@@ -204,7 +204,7 @@ class StreamProducts {
     Stages to;
     to.tiles = min(s.group_tiles, s.tiles - group) * s.kinds;
     to.count = to.tiles * pieces;
-    to.inverse_tiles = 1.0f / static_cast<float>(to.tiles);
+    to.inverse_tiles = 1.0f / static_cast<float>(max(to.tiles, 1));  // blocks may have none
     to.piece = piece_of(to, place_);
     to.tile = place_ - to.piece * to.tiles;
     to.rest = (s.most_tiles - 1 - group) * s.kinds;
@@ -338,7 +338,7 @@ class StreamProducts {
   // Number i of the outputs of a group of tiles for all tokens.
   __device__ __forceinline__ Output find_output(const StreamShare& s, int group, int i) const {
     const int rows = rows_of(s, group), begin = group * s.tile_rows;
-    const int t = kTokens == 1 ? 0 : i / rows, row = begin + i - t * rows;
+    const int t = kTokens == 1 ? 0 : i / max(rows, 1), row = begin + i - t * rows;
     const int tile = static_cast<int>((row + 0.5f) * s.inverse_tile_rows);
     const int to_tile = s.pieces * kTokens * kTileRows;
     return {.t = t,
