@@ -30,10 +30,10 @@ sanitize_filter+=':*StateType.GivesTheSameBits*cuda_f16:*EngineOn.DrawsTheSame*c
 sanitize_filter+=':*Fixture.Continues*cuda_gqa'
 # Racecheck looks at the project's own kernels: in cuBLASLt's it reports races of NVIDIA's own. (In
 # the products of bfloat16 it ends by itself all the same, with an internal error, and with it the
-# tests after it; memcheck and initcheck find nothing there.) Of ours the step of one
-# kernel is not among its tests. That one's ring of weights is guarded by mbarriers that count the
-# bytes of bulk copies; before version 2026.3 the tool may take such for races (its release notes), and
-# it ended by itself, at its limit of ten million hazards, in a test with this kernel.
+# tests after it; memcheck and initcheck find nothing there.) Of ours the step of one kernel is not
+# among its tests. That one's ring of weights is guarded by mbarriers that count the bytes of bulk
+# copies; before version 2026.3 the tool may take such for races (its release notes), and it ended by
+# itself, at its limit of ten million hazards, in a test with this kernel.
 race_options=(--kernel-name kns=gsa)
 sanitize=0 bench=0 logs=$here/logs
 

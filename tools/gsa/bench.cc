@@ -141,11 +141,13 @@ class Bench {
     row.bytes_per_token =
         steps * (static_cast<double>(engine_.weight_bytes()) + states_touched * state_bytes) /
         tokens;
-    once(start, depth, batch, n_prompt, std::min<int64_t>(n_gen, 4));  // warm up
+    // A prompt of depth 0 is a sequence's first, with no state to restore.
+    const auto from = depth > 0 || n_gen > 0 ? start : nullptr;
+    once(from, batch, n_prompt, std::min<int64_t>(n_gen, 4));  // warm up
     double bandwidth = meter_->measure_read_bandwidth();
     for (int i = 0; i < flags_.repetitions; ++i) {
       const EngineStats before = engine_.stats();
-      row.samples_ts.push_back(tokens / once(start, depth, batch, n_prompt, n_gen).count());
+      row.samples_ts.push_back(tokens / once(from, batch, n_prompt, n_gen).count());
       const EngineStats after = engine_.stats();
       const double seconds = after.device_seconds - before.device_seconds;
       if (n_gen > 0 && seconds > 0) {
@@ -158,13 +160,12 @@ class Bench {
 
   // One repetition through the engine: `batch` requests at once. A prompt is timed from its start
   // to its first logits, generation from the first token of the last request to the end.
-  Seconds once(const std::shared_ptr<const Snapshot>& start, int64_t depth, int64_t batch,
-               int64_t n_prompt, int64_t n_gen) {
+  Seconds once(const std::shared_ptr<const Snapshot>& from, int64_t batch, int64_t n_prompt,
+               int64_t n_gen) {
     std::vector<std::future<Result>> futures;
     for (int64_t i = 0; i < batch; ++i) {
       Request r = request(n_gen > 0 ? n_gen + 1 : 0);
-      // A prompt of depth 0 is a sequence's first, with no state to restore.
-      if (depth > 0 || n_gen > 0) r.from = start;
+      r.from = from;
       r.prompt = random_tokens(n_prompt);
       futures.push_back(engine_.submit(std::move(r)));
     }
