@@ -21,7 +21,18 @@ using test::Random;
 using test::StepData;
 using test::Weights;
 
-using BackendProducts = test::DeviceTypeTest;
+// Tokens of a step. On a GPU each range has kernels of its own, of which the last is cuBLASLt's.
+struct Tokens {
+  int64_t least, most;
+};
+constexpr Tokens kFew{1, 4}, kSome{5, 16}, kMany{17, 200};
+
+class BackendProducts : public test::DeviceTypeTest {
+ protected:
+  void norm_project_agrees(const Tokens& tokens);
+  void rows_of_another_type_stand_behind(const Tokens& tokens);
+  void gated_mlp_agrees(const Tokens& tokens);
+};
 INSTANTIATE_TEST_SUITE_P(Devices, BackendProducts, testing::ValuesIn(test::matrix_types()),
                          test::device_type_name);
 
@@ -31,7 +42,12 @@ INSTANTIATE_TEST_SUITE_P(Types, CpuProducts,
                                          DType::kQ4),
                          [](const auto& type) { return std::string(dtype_name(type.param)); });
 
-constexpr int64_t kMostRows = 200;
+constexpr int64_t kMostRows = kMany.most;
+
+std::vector<int64_t> within(const Tokens& tokens, std::vector<int64_t> rows) {
+  std::erase_if(rows, [&](int64_t n) { return n < tokens.least || n > tokens.most; });
+  return rows;
+}
 
 Doubles row_of(const std::vector<float>& values, int64_t row, int64_t columns) {
   return Doubles(values.begin() + row * columns, values.begin() + (row + 1) * columns);
@@ -143,7 +159,7 @@ class NormProjectCase {
   DeviceArray x_, y_;
 };
 
-TEST_P(BackendProducts, NormProjectAgreesWithTheEquation) {
+void BackendProducts::norm_project_agrees(const Tokens& tokens) {
   const std::vector<int64_t> all = {1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 70, 200};
   const std::vector<int64_t> few = {1, 4, 8, 9, 16, 17};
   for (const Product& p :
@@ -152,7 +168,7 @@ TEST_P(BackendProducts, NormProjectAgreesWithTheEquation) {
         Product{2048, 130, true, false, few}, Product{2048, 64, true, true, {1, 16, 64}}}) {
     const auto backend = this->backend();
     NormProjectCase product(*backend, dtype(), p);
-    for (int64_t rows : p.rows) {
+    for (int64_t rows : within(tokens, p.rows)) {
       for (const StepData& data : steps_of(rows)) {
         EXPECT_LT(product.worst_error(data),
                   test::tolerance(device(), dtype(), test::product_form(dtype(), rows)))
@@ -161,6 +177,16 @@ TEST_P(BackendProducts, NormProjectAgreesWithTheEquation) {
       }
     }
   }
+}
+
+TEST_P(BackendProducts, NormProjectOfAFewTokensAgreesWithTheEquation) {
+  norm_project_agrees(kFew);
+}
+TEST_P(BackendProducts, NormProjectOfSomeTokensAgreesWithTheEquation) {
+  norm_project_agrees(kSome);
+}
+TEST_P(BackendProducts, NormProjectOfManyTokensAgreesWithTheEquation) {
+  norm_project_agrees(kMany);
 }
 
 // Columns [begin, end) of rows of `columns` numbers.
@@ -174,7 +200,7 @@ std::vector<T> columns_of(const std::vector<T>& values, int64_t columns, int64_t
   return found;
 }
 
-TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthers) {
+void BackendProducts::rows_of_another_type_stand_behind(const Tokens& tokens) {
   struct Parts {
     DType fine;
     int64_t columns, first, behind;
@@ -188,7 +214,7 @@ TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthers) {
     const Weights apart(*backend, p.fine, {p.behind, D}, matrix(random, p.behind, D));
     DeviceArray x(*backend, kMostRows, D), y(*backend, kMostRows, out);
     reserve_for(*backend, D, D);
-    for (int64_t rows : {1, 3, 9, 16, 40}) {
+    for (int64_t rows : within(tokens, {1, 3, 9, 16, 40})) {
       const std::vector<float> values = random.normal(rows * D);
       x.set(values);
       const StepData data = StepData::prompt(rows);
@@ -222,6 +248,16 @@ TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthers) {
           << rows << " rows of " << D << " columns, " << dtype_name(p.fine);
     }
   }
+}
+
+TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthersForAFewTokens) {
+  rows_of_another_type_stand_behind(kFew);
+}
+TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthersForSomeTokens) {
+  rows_of_another_type_stand_behind(kSome);
+}
+TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthersForManyTokens) {
+  rows_of_another_type_stand_behind(kMany);
 }
 
 TEST_P(BackendProducts, NormProjectOfARowOfZerosIsZero) {
@@ -308,7 +344,7 @@ class GatedMlpCase {
   bool norm_weight_;
 };
 
-TEST_P(BackendProducts, GatedMlpAgreesWithTheEquation) {
+void BackendProducts::gated_mlp_agrees(const Tokens& tokens) {
   struct Shape {
     int64_t D, F;
     bool norm_weight;
@@ -320,7 +356,7 @@ TEST_P(BackendProducts, GatedMlpAgreesWithTheEquation) {
         Shape{2048, 136, true, {1, 3, 9, 33}}}) {
     const auto backend = this->backend();
     GatedMlpCase mlp(*backend, dtype(), s.D, s.F, s.norm_weight);
-    for (int64_t rows : s.rows) {
+    for (int64_t rows : within(tokens, s.rows)) {
       for (const StepData& data : steps_of(rows)) {
         EXPECT_LT(mlp.worst_error(data, test::operand_type(device(), dtype(), rows)),
                   test::tolerance(device(), dtype(), test::product_form(dtype(), rows)))
@@ -330,6 +366,10 @@ TEST_P(BackendProducts, GatedMlpAgreesWithTheEquation) {
     }
   }
 }
+
+TEST_P(BackendProducts, GatedMlpOfAFewTokensAgreesWithTheEquation) { gated_mlp_agrees(kFew); }
+TEST_P(BackendProducts, GatedMlpOfSomeTokensAgreesWithTheEquation) { gated_mlp_agrees(kSome); }
+TEST_P(BackendProducts, GatedMlpOfManyTokensAgreesWithTheEquation) { gated_mlp_agrees(kMany); }
 
 }  // namespace
 }  // namespace gsa
