@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernels/sampling.h"
 #include "kernels/shape.h"
@@ -154,6 +155,12 @@ class Backend {
   // Bytes per second that reading memory reaches now, with all threads; takes about a second.
   virtual double measure_read_bandwidth() = 0;
 
+  // Numbers of sequences, up to `most`, whose steps of decoding have something set up when they are
+  // first met. Others are filled up to one of these.
+  virtual std::vector<int64_t> decode_sizes(int64_t most) const {
+    (void)most;
+    return {};
+  }
   // Takes scratch for the widest step of a model, when its weights have been imported and before
   // its first step. REQUIRES: models that share a backend agree in all of it.
   virtual void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) = 0;

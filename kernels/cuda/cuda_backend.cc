@@ -78,6 +78,7 @@ class CudaBackend final : public Backend {
   int64_t free_memory() const override;
   double measure_read_bandwidth() override { return cuda::measure_read_bandwidth(alone_); }
 
+  std::vector<int64_t> decode_sizes(int64_t most) const override;
   void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) override;
   bool begin_step(const Step& step) override;
   bool end_step() override;
@@ -208,6 +209,14 @@ void CudaBackend::copy(const void* from, size_t bytes, void* to) {
 
 void CudaBackend::fill(float* device, int64_t count, float value) {
   cuda::fill(alone_, device, count, value);
+}
+
+std::vector<int64_t> CudaBackend::decode_sizes(int64_t most) const {
+  std::vector<int64_t> sizes;
+  for (int64_t n = 1; n <= most; ++n) {
+    if (n == most || bucket_of(n + 1) != bucket_of(n)) sizes.push_back(n);
+  }
+  return sizes;
 }
 
 void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) {

@@ -54,6 +54,7 @@ Engine::Engine(std::shared_ptr<const LoadedModel> model, const EngineOptions& op
       cache_(options.cache_bytes),
       run_ahead_(options.run_ahead.value_or(backend_->asynchronous())),
       scheduler_(scheduling_) {
+  gsa_model_.prepare(states_);
   thread_ = std::thread([this] { loop(); });
 }
 

@@ -1,5 +1,6 @@
 #include "model/gsa_model.h"
 
+#include <algorithm>
 #include <cassert>
 
 #include "kernels/error.h"
@@ -101,6 +102,21 @@ void GsaModel::check(const Batch& batch) const {
       throw Error("token id {} is outside the vocabulary of {}", token, config_.vocab_size);
     }
   }
+}
+
+void GsaModel::prepare(StatePool& states) {
+  std::vector<StateHandle> handles;
+  Batch batch;
+  const int32_t token = 0;
+  for (int64_t size : backend_.decode_sizes(std::min(limits_.segments, states.capacity()))) {
+    while (static_cast<int64_t>(handles.size()) < size) {
+      handles.push_back(*states.acquire());
+      batch.add(handles.back(), {&token, 1}, Logits::kLast);
+    }
+    // A backend may execute a step the first time and record it the second.
+    for (int pass = 0; pass < 2; ++pass) forward(batch, states);
+  }
+  backend_.synchronize();
 }
 
 TensorView GsaModel::forward(const Batch& batch, StatePool& states) {

@@ -37,7 +37,8 @@ struct Batch {
 // A GSA language model on a backend: weights and the forward pass.
 //
 // All activations are allocated at construction for the widest step; forward() leaves it to the
-// backend to take a little for a kind of step that is new. Used by the thread of the backend alone.
+// backend to take a little for a kind of step that is new, see prepare(). Used by the thread of the
+// backend alone.
 class GsaModel {
  public:
   // Told how many bytes of the weights the backend has, while they are handed over.
@@ -54,6 +55,11 @@ class GsaModel {
   // Bytes of weights that a step reads once, however many tokens are in it. The embedding table is
   // counted only where it is also the head.
   int64_t weight_bytes() const;
+
+  // Runs steps of decoding of every size for which the backend sets something up, so that none of
+  // them takes longer later for being the first of its kind. REQUIRES: all states are free; they
+  // are again afterwards.
+  void prepare(StatePool& states);
 
   // Runs the batch, updates the states in place and returns the logits asked for, [R, N] f32 in
   // device memory, in the order of the sequences and their tokens; valid until the next call.

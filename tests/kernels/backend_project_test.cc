@@ -278,6 +278,19 @@ TEST_P(BackendProducts, NormProjectOfARowOfZerosIsZero) {
   }
 }
 
+// What is fastest may be found out by trying, and come out another way each time.
+TEST_P(BackendProducts, GiveTheSameBitsOnAnotherBackend) {
+  for (const Product& p :
+       {Product{256, 520, true, false, {}}, Product{2048, 64, true, true, {}}}) {
+    const auto first = backend(), second = backend();
+    for (int64_t chunk : {8, 64, 200}) {
+      EXPECT_EQ(NormProjectCase(*second, dtype(), p).in_chunks(chunk),
+                NormProjectCase(*first, dtype(), p).in_chunks(chunk))
+          << "in chunks of " << chunk << ", " << p.columns << " -> " << p.out;
+    }
+  }
+}
+
 // Rows beyond a block of tokens, columns beyond a piece of a panel, and numbers that no tile
 // divides.
 TEST_P(CpuProducts, GiveARowTheSameBitsAloneAndAmongOthers) {

@@ -248,6 +248,30 @@ TEST_P(GsaModelOn, RepeatsAStepOfTheSameShapeOnOtherStatesAndTokens) {
   }
 }
 
+TEST_P(GsaModelOn, IsPreparedForEveryStepAndLeavesNoTraceOfIt) {
+  for (const Repeated& model : repeated()) {
+    SCOPED_TRACE(dtype_name(model.dtype));
+    const RandomWeights random = lively_weights(model.config, 11, model.dtype);
+    const std::vector<int32_t> tokens = random_tokens(10, model.config.vocab_size, 12);
+    Runner prepared(backend(), model.config, random.weights, 10, 10);
+    prepared.model.prepare(prepared.states);
+    ASSERT_EQ(prepared.states.available(), 10);
+    Runner other(backend(), model.config, random.weights, 10, 10);
+    for (size_t sequences : {1, 4, 7, 10, 3}) {
+      std::vector<float> logits[2];
+      for (Runner* run : {&prepared, &other}) {
+        const std::vector<StateHandle> states = acquire(run->states, sequences);
+        Batch batch;
+        for (size_t i = 0; i < sequences; ++i) {
+          batch.add(states[i], std::span(tokens).subspan(i, 1), Logits::kLast);
+        }
+        logits[run == &other] = run->forward(batch);
+      }
+      EXPECT_EQ(logits[0], logits[1]) << sequences << " sequences";
+    }
+  }
+}
+
 // Steps of one shape, of two models and two pools in turn on one backend.
 void alternate(const std::string& device, std::unique_ptr<Backend> backend,
                const Repeated& repeated) {
