@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <limits>
 
 #include "kernels/cuda/small_weights.h"
 
@@ -14,20 +13,12 @@ constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 // large cache between widening and product.
 constexpr size_t kPanelBytes = size_t{32} << 20;
 constexpr uint32_t kAlignment = 256;  // of all operands, where y does not say otherwise
-constexpr int kCandidates = 8;
-constexpr int kTrials = 3;  // of each; the first loads the kernel and is not counted
-
-// Sizes that come again and again: steps of decoding, filled up as the backend does it, and full
-// steps of prompts. They are worth trying out what is fastest.
-bool is_common(int64_t tokens) { return tokens % (tokens <= 256 ? 8 : 256) == 0; }
 
 int64_t panel_rows(const TensorView& weight) {
   const int64_t row = weight.shape[1] * static_cast<int64_t>(dtype_bytes(DType::kBF16));
   const int64_t most = std::max<int64_t>(static_cast<int64_t>(kPanelBytes) / row / 128, 1) * 128;
   return std::min(most, weight.shape[0]);
 }
-
-int64_t stride_of(const MatMul& m) { return m.y_stride == 0 ? m.weight.shape[0] : m.y_stride; }
 
 uint32_t alignment_of(const void* pointer) {
   const uintptr_t bits = reinterpret_cast<uintptr_t>(pointer) | kAlignment;
@@ -103,82 +94,35 @@ Multiplier::~Multiplier() {
   cublasLtDestroy(handle_);
 }
 
-std::vector<cublasLtMatmulAlgo_t> Multiplier::candidates(const Plan& plan, uint32_t y_alignment,
-                                                         int most, bool whole) const {
+const Multiplier::Plan& Multiplier::plan(const Key& key) {
+  if (const auto known = plans_.find(key); known != plans_.end()) return known->second;
+  const auto [tokens, rows, cols, type, y_type, y_stride, y_alignment] = key;
+  Plan plan{.weight = Layout(type, rows, cols, cols),
+            .x = Layout(type, tokens, cols, cols),
+            .y = Layout(y_type, tokens, rows, y_stride),
+            .description = {},
+            .algorithm = {}};
   cublasLtMatmulPreference_t preference = nullptr;
   check(cublasLtMatmulPreferenceCreate(&preference), "preference");
-  const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
-    cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value));
-  };
-  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y_alignment);
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, y_alignment);
-  if (whole) set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{0});
-  std::vector<cublasLtMatmulHeuristicResult_t> results(most);
+  cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                       &kWorkspaceBytes, sizeof(kWorkspaceBytes));
+  for (const auto attribute :
+       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    cublasLtMatmulPreferenceSetAttribute(preference, attribute, &y_alignment, sizeof(y_alignment));
+  }
+  cublasLtMatmulHeuristicResult_t result = {};
   int found = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
       handle_, plan.description.get(), plan.weight.get(), plan.x.get(), plan.y.get(), plan.y.get(),
-      preference, most, results.data(), &found);
+      preference, 1, &result, &found);
   cublasLtMatmulPreferenceDestroy(preference);
-  if (status != CUBLAS_STATUS_NOT_SUPPORTED) check(status, "choice of an algorithm");
-  std::vector<cublasLtMatmulAlgo_t> algorithms;
-  for (int i = 0; i < found; ++i) algorithms.push_back(results[i].algo);
-  return algorithms;
-}
-
-// Those that do not split the columns give the same bits, so that it does not show in what is
-// computed which of them happens to be faster today.
-const Multiplier::Plan& Multiplier::plan(cudaStream_t stream, const MatMul& m) {
-  const int64_t rows = m.weight.shape[0], cols = m.weight.shape[1];
-  const DType type = m.weight.dtype;
-  const Key key{m.tokens, rows, cols, type, m.y_type, stride_of(m), alignment_of(m.y)};
-  if (const auto known = plans_.find(key); known != plans_.end()) return known->second;
-  Plan plan{.weight = Layout(type, rows, cols, cols),
-            .x = Layout(type, m.tokens, cols, cols),
-            .y = Layout(m.y_type, m.tokens, rows, stride_of(m)),
-            .description = {},
-            .algorithm = {}};
-  std::vector<cublasLtMatmulAlgo_t> found;
-  if (is_common(m.tokens)) found = candidates(plan, alignment_of(m.y), kCandidates, true);
-  if (found.empty()) found = candidates(plan, alignment_of(m.y), 1, false);
-  if (found.empty()) {
-    throw Error("cuBLASLt has no product of [{}, {}] {} with [{}, {}]", m.tokens, cols,
+  check(status, "choice of an algorithm");
+  if (found == 0) {
+    throw Error("cuBLASLt has no product of [{}, {}] {} with [{}, {}]", tokens, cols,
                 dtype_name(type), rows, cols);
   }
-  plan.algorithm = found[0];
-  if (found.size() > 1) choose(stream, m, found, plan);
+  plan.algorithm = result.algo;
   return plans_.emplace(key, std::move(plan)).first->second;
-}
-
-void Multiplier::choose(cudaStream_t stream, const MatMul& m,
-                        std::span<const cublasLtMatmulAlgo_t> candidates, Plan& plan) {
-  MatMul trial = m;
-  DeviceArray<std::byte> scratch;
-  if (m.accumulate) {
-    const size_t bytes = m.tokens * stride_of(m) * dtype_bytes(m.y_type);
-    scratch = DeviceArray<std::byte>(bytes);
-    GSA_CUDA_CHECK(cudaMemsetAsync(scratch.get(), 0, bytes, stream));
-    trial.y = scratch.get();
-  }
-  Event begin, end;
-  GSA_CUDA_CHECK(cudaEventCreate(begin.out()));
-  GSA_CUDA_CHECK(cudaEventCreate(end.out()));
-  std::vector<float> fastest(candidates.size(), std::numeric_limits<float>::infinity());
-  for (int round = 0; round < kTrials; ++round) {
-    for (size_t i = 0; i < candidates.size(); ++i) {
-      plan.algorithm = candidates[i];
-      // In a step the weight comes from memory, not from the cache.
-      GSA_CUDA_CHECK(cudaMemsetAsync(workspace_.get(), 0, kWorkspaceBytes, stream));
-      GSA_CUDA_CHECK(cudaEventRecord(begin.get(), stream));
-      run(stream, trial, plan);
-      GSA_CUDA_CHECK(cudaEventRecord(end.get(), stream));
-      GSA_CUDA_CHECK(cudaEventSynchronize(end.get()));
-      float milliseconds = 0;
-      GSA_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()));
-      if (round > 0) fastest[i] = std::min(fastest[i], milliseconds);
-    }
-  }
-  plan.algorithm = candidates[std::ranges::min_element(fastest) - fastest.begin()];
 }
 
 void Multiplier::expect(const TensorView& weight) {
@@ -191,10 +135,9 @@ void Multiplier::reserve() { panel_ = DeviceArray<std::byte>(panel_bytes_); }
 
 void Multiplier::multiply(cudaStream_t stream, const MatMul& m) {
   if (is_quantized(m.weight.dtype)) return multiply_small(stream, m);
-  run(stream, m, plan(stream, m));
-}
-
-void Multiplier::run(cudaStream_t stream, const MatMul& m, const Plan& p) {
+  const int64_t rows = m.weight.shape[0];
+  const Plan& p = plan({m.tokens, rows, m.weight.shape[1], m.weight.dtype, m.y_type,
+                        m.y_stride == 0 ? rows : m.y_stride, alignment_of(m.y)});
   const float one = 1, beta = m.accumulate ? 1 : 0;
   check(cublasLtMatmul(handle_, p.description.get(), &one, m.weight.data, p.weight.get(), m.x,
                        p.x.get(), &beta, m.y, p.y.get(), m.y, p.y.get(), &p.algorithm,
@@ -210,7 +153,7 @@ void Multiplier::multiply_small(cudaStream_t stream, const MatMul& m) {
     MatMul part = m;
     part.weight = TensorView(panel_.get(), DType::kBF16, {count, m.weight.shape[1]});
     part.y = static_cast<std::byte*>(m.y) + first * dtype_bytes(m.y_type);
-    part.y_stride = stride_of(m);
+    part.y_stride = m.y_stride == 0 ? rows : m.y_stride;
     multiply(stream, part);
   }
 }

@@ -5,9 +5,7 @@
 
 #include <cstddef>
 #include <map>
-#include <span>
 #include <tuple>
-#include <vector>
 
 #include "kernels/cuda/common.cuh"
 #include "kernels/tensor.h"
@@ -47,15 +45,7 @@ class Multiplier {
   struct Plan;
   // tokens, rows, cols, type of the weight, type of y, its stride, the alignment of y
   using Key = std::tuple<int64_t, int64_t, int64_t, DType, DType, int64_t, uint32_t>;
-  const Plan& plan(cudaStream_t stream, const MatMul& args);
-  // Algorithms that cuBLASLt thinks fast, the one it thinks fastest first; with `whole` those alone
-  // that do not split the columns.
-  std::vector<cublasLtMatmulAlgo_t> candidates(const Plan& plan, uint32_t y_alignment, int most,
-                                               bool whole) const;
-  // Puts the fastest of the candidates into the plan.
-  void choose(cudaStream_t stream, const MatMul& args,
-              std::span<const cublasLtMatmulAlgo_t> candidates, Plan& plan);
-  void run(cudaStream_t stream, const MatMul& args, const Plan& plan);
+  const Plan& plan(const Key& key);
   // A small weight is widened panel by panel.
   void multiply_small(cudaStream_t stream, const MatMul& args);
 

@@ -179,9 +179,7 @@ void BackendProducts::norm_project_agrees(const Tokens& tokens) {
   }
 }
 
-TEST_P(BackendProducts, NormProjectOfAFewTokensAgreesWithTheEquation) {
-  norm_project_agrees(kFew);
-}
+TEST_P(BackendProducts, NormProjectOfAFewTokensAgreesWithTheEquation) { norm_project_agrees(kFew); }
 TEST_P(BackendProducts, NormProjectOfSomeTokensAgreesWithTheEquation) {
   norm_project_agrees(kSome);
 }
@@ -275,19 +273,6 @@ TEST_P(BackendProducts, NormProjectOfARowOfZerosIsZero) {
           {.x = x.view(), .norm_weight = {}, .eps = 1e-6, .weight = weight.device, .y = y.view()});
     });
     EXPECT_EQ(y.get(), std::vector<float>(rows * out, 0.0f));
-  }
-}
-
-// What is fastest may be found out by trying, and come out another way each time.
-TEST_P(BackendProducts, GiveTheSameBitsOnAnotherBackend) {
-  for (const Product& p :
-       {Product{256, 520, true, false, {}}, Product{2048, 64, true, true, {}}}) {
-    const auto first = backend(), second = backend();
-    for (int64_t chunk : {8, 64, 200}) {
-      EXPECT_EQ(NormProjectCase(*second, dtype(), p).in_chunks(chunk),
-                NormProjectCase(*first, dtype(), p).in_chunks(chunk))
-          << "in chunks of " << chunk << ", " << p.columns << " -> " << p.out;
-    }
   }
 }
 
