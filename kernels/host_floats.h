@@ -33,7 +33,7 @@ class HostFloats {
   const float* data() const { return memory_ ? memory_->data() : nullptr; }
   const float* begin() const { return data(); }
   const float* end() const { return data() + size_; }
-  const Memory* memory() const { return memory_.get(); }
+  const Memory* memory() const { return memory_.get(); }  // for the backend that it is of
 
   friend bool operator==(const HostFloats& a, const HostFloats& b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end());

@@ -105,12 +105,12 @@ TEST_P(BackendHostFloats, OfOneBackendAreRestoredByAnother) {
 }
 
 TEST_P(BackendHostFloats, NeedNoDeviceMemoryBesides) {
-  if (device() == "cpu") GTEST_SKIP() << "a CPU sets nothing aside";
   const auto backend = this->backend();
   const DeviceArray array(*backend, 1, kMany);
   backend->fill(array.data(), kMany, 0);  // whose kernel is loaded when it first runs
   std::vector<Buffer> rest;
-  for (size_t bytes = size_t{1} << 36; bytes > kMany * sizeof(float) / 2;) {
+  size_t bytes = device() == "cpu" ? 0 : size_t{1} << 36;
+  while (bytes > kMany * sizeof(float) / 2) {
     try {
       rest.push_back(backend->allocate(bytes));
     } catch (const Error&) {
