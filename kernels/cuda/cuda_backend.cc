@@ -10,7 +10,7 @@
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/device_step.h"
 #include "kernels/cuda/elementwise.cuh"
-#include "kernels/cuda/find_device.h"
+#include "kernels/cuda/gpu.h"
 #include "kernels/cuda/host_copier.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/matvec.cuh"
@@ -52,7 +52,9 @@ class CudaBackend final : public Backend {
   std::string description() const override { return description_; }
   int threads() const override { return 1; }
 
-  Buffer allocate(size_t bytes) override;
+  Buffer allocate(size_t bytes) override {
+    return cuda::allocate(description_, stream_.get(), bytes);
+  }
   TensorView import_weights(const TensorView& host) override;
   void upload(const void* host, size_t bytes, void* device) override;
   void download(const void* device, size_t bytes, void* host) override;
@@ -70,7 +72,7 @@ class CudaBackend final : public Backend {
   void fill(float* device, int64_t count, float value) override;
   void synchronize() override { GSA_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
   int64_t preferred_step_tokens() const override { return 4096; }
-  int64_t free_memory() const override;
+  int64_t free_memory() const override { return cuda::free_memory(); }
   double measure_read_bandwidth() override { return cuda::measure_read_bandwidth(alone_); }
 
   std::vector<int64_t> decode_sizes(int64_t most) const override;
@@ -157,24 +159,6 @@ CudaBackend::CudaBackend() {
   copier_ = std::make_unique<HostCopier>(stream_.get());
   multiplier_ = std::make_unique<Multiplier>();
   timer_.reserve();
-}
-
-int64_t CudaBackend::free_memory() const {
-  size_t free = 0, total = 0;
-  GSA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  return static_cast<int64_t>(free);
-}
-
-Buffer CudaBackend::allocate(size_t bytes) {
-  void* data = nullptr;
-  if (cudaMalloc(&data, std::max<size_t>(bytes, 1)) != cudaSuccess) {
-    cudaGetLastError();
-    throw Error("cannot allocate {:.2f} GiB on {}: {:.2f} GiB are free", bytes / 0x1p30,
-                description_, free_memory() / 0x1p30);
-  }
-  Buffer buffer(data, bytes, [](void* p) { cudaFree(p); });
-  GSA_CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, stream_.get()));
-  return buffer;
 }
 
 TensorView CudaBackend::import_weights(const TensorView& host) {

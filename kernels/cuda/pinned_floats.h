@@ -20,8 +20,7 @@ namespace gsa::cuda {
 
 // In huge pages where the system has them: locking 24 MiB then takes 3 ms. cudaMallocHost takes 12.
 inline Buffer lock_pages(size_t bytes) {
-  void* data =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {
     throw Error("cannot allocate {:.3f} GiB of memory: {}", bytes / 0x1p30, std::strerror(errno));
   }
