@@ -70,16 +70,21 @@ void add(const std::shared_ptr<const LoadedModel>& model, const std::string& dev
                                 .states = 16,
                                 .state_type = *type,
                                 .cache_bytes = kept == "none" ? 0 : kCacheBytes};
-    benchmark::RegisterBenchmark((kept + "/" + state_type).c_str(), [=](benchmark::State& state) {
-      Requests requests(model, options, kept == "turns");
-      // Steps of every size are known then, and the cache is full.
-      const int64_t states = kCacheBytes / model->config.state_bytes();
-      requests.run(static_cast<int>(std::clamp<int64_t>(states * 5 / 4, 64, 512)));
-      int64_t tokens = 0;
-      for ([[maybe_unused]] auto _ : state) tokens += requests.run(128);
-      state.counters["tokens/s"] =
-          benchmark::Counter(static_cast<double>(tokens), benchmark::Counter::kIsRate);
-    })->Iterations(4)->UseRealTime()->Unit(benchmark::kMillisecond);
+    benchmark::RegisterBenchmark(
+        (kept + "/" + state_type).c_str(),
+        [=](benchmark::State& state) {
+          Requests requests(model, options, kept == "turns");
+          // Steps of every size are known then, and the cache is full.
+          const int64_t states = kCacheBytes / model->config.state_bytes();
+          requests.run(static_cast<int>(std::clamp<int64_t>(states * 5 / 4, 64, 512)));
+          int64_t tokens = 0;
+          for ([[maybe_unused]] auto _ : state) tokens += requests.run(128);
+          state.counters["tokens/s"] =
+              benchmark::Counter(static_cast<double>(tokens), benchmark::Counter::kIsRate);
+        })
+        ->Iterations(4)
+        ->UseRealTime()
+        ->Unit(benchmark::kMillisecond);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <future>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -27,14 +28,25 @@ using BackendConvert = test::DeviceTypeTest;
 INSTANTIATE_TEST_SUITE_P(Devices, BackendConvert, testing::ValuesIn(test::types_of_16_bits()),
                          test::device_type_name);
 
-// Large enough that a copy to the host takes longer than what follows it in the device's memory.
-constexpr int64_t kMany = 1 << 20, kFew = 1000;
+// Large enough that a copy to the host takes longer than several within the device's memory.
+constexpr int64_t kMany = 1 << 22, kFew = 1000;
 
 std::vector<float> all(int64_t count, float value) { return std::vector<float>(count, value); }
+
+// So much host memory has been in use once, and nothing is under way: copies follow each other.
+void warm_up(Backend& backend, const float* device, int64_t count) {
+  std::vector<HostFloats> kept;
+  for (int i = 0; i < 4; ++i) {
+    kept.push_back(backend.copy_out(device, count));
+    ASSERT_NE(kept.back().data(), nullptr);
+  }
+}
 
 TEST_P(BackendHostFloats, AreThoseOfTheMomentWhateverIsWrittenThereAfterwards) {
   const auto backend = this->backend();
   const DeviceArray many(*backend, 1, kMany), few(*backend, 1, kFew);
+  warm_up(*backend, many.data(), kMany);
+  warm_up(*backend, few.data(), kFew);
   std::vector<HostFloats> kept;
   for (int i = 0; i < 12; ++i) {
     backend->fill(many.data(), kMany, static_cast<float>(i));
@@ -81,11 +93,17 @@ TEST_P(BackendHostFloats, AreReadByAnyThreadAndOutliveTheBackend) {
   {
     const auto backend = this->backend();
     const DeviceArray array(*backend, 1, kMany);
+    warm_up(*backend, array.data(), kMany);
+    const std::vector<float> ones = all(kMany, 1);
+    const HostFloats before[] = {backend->copy_out(array.data(), kMany),
+                                 backend->copy_out(array.data(), kMany)};
     backend->fill(array.data(), kMany, 1);
     const HostFloats given = backend->copy_out(array.data(), kMany);
     std::vector<std::future<bool>> readers;
     for (int i = 0; i < 3; ++i) {
-      readers.push_back(std::async(std::launch::async, [&] { return given == all(kMany, 1); }));
+      readers.push_back(std::async(std::launch::async, [&] {
+        return given.data()[kMany - 1] == 1 && given == ones;  // the last comes last
+      }));
     }
     for (auto& reader : readers) EXPECT_TRUE(reader.get());
     backend->fill(array.data(), kMany, 2);
@@ -96,12 +114,19 @@ TEST_P(BackendHostFloats, AreReadByAnyThreadAndOutliveTheBackend) {
 
 TEST_P(BackendHostFloats, OfOneBackendAreRestoredByAnother) {
   const auto first = backend(), second = backend();
-  const DeviceArray from(*first, 1, kMany), to(*second, 1, kMany);
+  const DeviceArray from(*first, 1, kMany), to(*second, 1, kMany), other(*second, 1, kMany);
   first->fill(from.data(), kMany, 3);
-  second->copy_in(first->copy_out(from.data(), kMany), to.data());
+  HostFloats kept = first->copy_out(from.data(), kMany);
+  ASSERT_NE(kept.data(), nullptr);
+  // The second has much to do before.
+  for (int i = 0; i < (device() == "cpu" ? 1 : 100); ++i) {
+    second->copy(other.data(), kMany * sizeof(float), to.data());
+  }
+  second->copy_in(std::exchange(kept, {}), to.data());
   first->fill(from.data(), kMany, 4);
-  EXPECT_EQ(first->copy_out(from.data(), kMany), all(kMany, 4));  // by the same host memory
+  kept = first->copy_out(from.data(), kMany);  // to the same host memory
   EXPECT_EQ(to.get(), all(kMany, 3));
+  EXPECT_EQ(kept, all(kMany, 4));
 }
 
 TEST_P(BackendHostFloats, NeedNoDeviceMemoryBesides) {
