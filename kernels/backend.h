@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/host_floats.h"
 #include "kernels/sampling.h"
 #include "kernels/shape.h"
 #include "kernels/tensor.h"
@@ -126,9 +127,9 @@ struct GatedMlp {
 // Memory, a stream, and every fused operation of a GSA model on one device.
 //
 // Operations are queued in order on the backend's stream; they may still run when the call returns.
-// download(), score(), collect_sample() and sample() alone wait for what they return. A backend is
-// used by one thread at a time. Shapes are the caller's part: operations assert them. Device
-// failures throw gsa::Error.
+// download(), score(), collect_sample() and sample() alone wait for what they return; what
+// copy_out() returns is waited for by who reads it. A backend is used by one thread at a time.
+// Shapes are the caller's part: operations assert them. Device failures throw gsa::Error.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -145,7 +146,14 @@ class Backend {
   virtual TensorView import_weights(const TensorView& host) = 0;
   virtual void upload(const void* host, size_t bytes, void* device) = 0;
   virtual void download(const void* device, size_t bytes, void* host) = 0;
+  // The floats as what is queued now leaves them; they come while later operations run.
+  virtual HostFloats copy_out(const float* device, int64_t count) = 0;
+  // The way back, without waiting where copy_out() brought them. They may be given up at once.
+  virtual void copy_in(const HostFloats& host, float* device) = 0;
   virtual void copy(const void* from, size_t bytes, void* to) = 0;
+  // Numbers of f16 or bf16 become floats; floats become such numbers, rounded to nearest even.
+  virtual void widen(const void* stored, DType type, int64_t count, float* out) = 0;
+  virtual void narrow(const float* floats, DType type, int64_t count, void* out) = 0;
   virtual void fill(float* device, int64_t count, float value) = 0;
   virtual void synchronize() = 0;
   // Tokens of a step at which prefill is about as fast as it gets.

@@ -22,6 +22,7 @@
 #include "kernels/cpu/sample.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/error.h"
+#include "kernels/half.h"
 
 namespace gsa {
 namespace {
@@ -78,7 +79,17 @@ class CpuBackend final : public Backend {
   void download(const void* device, size_t bytes, void* host) override {
     std::memcpy(host, device, bytes);
   }
+  HostFloats copy_out(const float* device, int64_t count) override {
+    return std::vector<float>(device, device + count);
+  }
+  void copy_in(const HostFloats& host, float* device) override {
+    std::copy(host.begin(), host.end(), device);
+  }
   void copy(const void* from, size_t bytes, void* to) override { std::memcpy(to, from, bytes); }
+  void widen(const void* stored, DType type, int64_t count, float* out) override {
+    cpu::widen(TensorView(const_cast<void*>(stored), type, {count}), 0, count, out);
+  }
+  void narrow(const float* floats, DType type, int64_t count, void* out) override;
   void fill(float* device, int64_t count, float value) override {
     std::fill_n(device, count, value);
   }
@@ -138,6 +149,16 @@ Buffer CpuBackend::allocate(size_t bytes) {
     throw Error("cannot allocate {:.2f} GiB of memory: {}", bytes / 0x1p30, std::strerror(errno));
   }
   return Buffer(data, bytes, [bytes](void* p) { munmap(p, std::max<size_t>(bytes, 1)); });
+}
+
+void CpuBackend::narrow(const float* floats, DType type, int64_t count, void* out) {
+  auto* bits = static_cast<uint16_t*>(out);
+  if (type == DType::kF16) {
+    std::transform(floats, floats + count, bits, f32_to_f16);
+  } else {
+    assert(type == DType::kBF16);
+    std::transform(floats, floats + count, bits, f32_to_bf16);
+  }
 }
 
 void CpuBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) {

@@ -10,6 +10,8 @@
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/device_step.h"
 #include "kernels/cuda/elementwise.cuh"
+#include "kernels/cuda/gpu.h"
+#include "kernels/cuda/host_copier.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/matvec.cuh"
 #include "kernels/cuda/mix_chunk.cuh"
@@ -24,23 +26,6 @@ namespace gsa {
 namespace {
 
 using namespace cuda;
-
-// The first GPU that the runtime shows (CUDA_VISIBLE_DEVICES chooses).
-cudaDeviceProp find_device() {
-  int count = 0;
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess || count == 0) {
-    throw Error("--device cuda: no NVIDIA GPU is available ({}); use --device cpu",
-                status == cudaSuccess ? "none found" : cudaGetErrorString(status));
-  }
-  cudaDeviceProp properties;
-  GSA_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
-  if (properties.major < 8) {
-    throw Error("--device cuda: {} has compute capability {}.{}; 8.0 or newer is needed",
-                properties.name, properties.major, properties.minor);
-  }
-  return properties;
-}
 
 // Rows to which a step of n sequences is filled up, so that one recording serves all sizes of its
 // bucket.
@@ -67,15 +52,27 @@ class CudaBackend final : public Backend {
   std::string description() const override { return description_; }
   int threads() const override { return 1; }
 
-  Buffer allocate(size_t bytes) override;
+  Buffer allocate(size_t bytes) override {
+    return cuda::allocate(description_, stream_.get(), bytes);
+  }
   TensorView import_weights(const TensorView& host) override;
   void upload(const void* host, size_t bytes, void* device) override;
   void download(const void* device, size_t bytes, void* host) override;
+  HostFloats copy_out(const float* device, int64_t count) override {
+    return copier_->copy_out(device, count);
+  }
+  void copy_in(const HostFloats& host, float* device) override { copier_->copy_in(host, device); }
   void copy(const void* from, size_t bytes, void* to) override;
+  void widen(const void* stored, DType type, int64_t count, float* out) override {
+    cuda::widen(alone_, stored, type, count, out);
+  }
+  void narrow(const float* floats, DType type, int64_t count, void* out) override {
+    cuda::narrow(alone_, floats, type, count, out);
+  }
   void fill(float* device, int64_t count, float value) override;
   void synchronize() override { GSA_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
   int64_t preferred_step_tokens() const override { return 4096; }
-  int64_t free_memory() const override;
+  int64_t free_memory() const override { return cuda::free_memory(); }
   double measure_read_bandwidth() override { return cuda::measure_read_bandwidth(alone_); }
 
   std::vector<int64_t> decode_sizes(int64_t most) const override;
@@ -116,6 +113,7 @@ class CudaBackend final : public Backend {
   Stream stream_;
   Launch alone_;    // one kernel after the other
   Launch chained_;  // each kernel starts while the one before it ends
+  std::unique_ptr<HostCopier> copier_;
   std::unique_ptr<Multiplier> multiplier_;
 
   std::vector<Buffer> weights_;
@@ -158,26 +156,9 @@ CudaBackend::CudaBackend() {
             .clusters = device.major >= 9};
   chained_ = alone_;
   chained_.overlap = device.major >= 9;
+  copier_ = std::make_unique<HostCopier>(stream_.get());
   multiplier_ = std::make_unique<Multiplier>();
   timer_.reserve();
-}
-
-int64_t CudaBackend::free_memory() const {
-  size_t free = 0, total = 0;
-  GSA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  return static_cast<int64_t>(free);
-}
-
-Buffer CudaBackend::allocate(size_t bytes) {
-  void* data = nullptr;
-  if (cudaMalloc(&data, std::max<size_t>(bytes, 1)) != cudaSuccess) {
-    cudaGetLastError();
-    throw Error("cannot allocate {:.2f} GiB on {}: {:.2f} GiB are free", bytes / 0x1p30,
-                description_, free_memory() / 0x1p30);
-  }
-  Buffer buffer(data, bytes, [](void* p) { cudaFree(p); });
-  GSA_CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, stream_.get()));
-  return buffer;
 }
 
 TensorView CudaBackend::import_weights(const TensorView& host) {

@@ -46,6 +46,12 @@ __global__ void fill_kernel(float* out, int64_t count, float value) {
   if (i < count) out[i] = value;
 }
 
+template <typename In, typename Out>
+__global__ void convert_kernel(const In* in, int64_t count, Out* out) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < count) out[i] = from_float<Out>(to_float(in[i]));
+}
+
 // Four consecutive elements of any type, as they are loaded and stored in one piece.
 template <typename T>
 struct alignas(4 * sizeof(T)) Four {
@@ -231,6 +237,22 @@ void gather(const Launch& how, const float* x, const int32_t* rows, int64_t coun
 void fill(const Launch& how, float* out, int64_t count, float value) {
   if (count == 0) return;
   launch(how, {.blocks = blocks_for(count), .threads = kThreads}, fill_kernel, out, count, value);
+}
+
+void widen(const Launch& how, const void* stored, DType type, int64_t count, float* out) {
+  with_type(type, [&](auto element) {
+    using T = decltype(element);
+    launch(how, {.blocks = blocks_for(count), .threads = kThreads}, convert_kernel<T, float>,
+           static_cast<const T*>(stored), count, out);
+  });
+}
+
+void narrow(const Launch& how, const float* floats, DType type, int64_t count, void* out) {
+  with_type(type, [&](auto element) {
+    using T = decltype(element);
+    launch(how, {.blocks = blocks_for(count), .threads = kThreads}, convert_kernel<float, T>,
+           floats, count, static_cast<T*>(out));
+  });
 }
 
 void make_operand(const Launch& how, const Operand& args) {

@@ -23,6 +23,10 @@ void gather(const Launch& how, const float* x, const int32_t* rows, int64_t coun
 
 void fill(const Launch& how, float* out, int64_t count, float value);
 
+// Numbers of f16 or bf16 as floats, and floats as such numbers.
+void widen(const Launch& how, const void* stored, DType type, int64_t count, float* out);
+void narrow(const Launch& how, const float* floats, DType type, int64_t count, void* out);
+
 // out = norm(x), row by row in `type`: the operand of a product.
 struct Operand {
   const float* x;  // [rows, cols]

@@ -225,7 +225,7 @@ void Engine::begin(Task& task) {
   task.fed = static_cast<int64_t>(known->tokens.size());
   if (task.fed < static_cast<int64_t>(task.context.size())) return;
   const int64_t N = model_->config.vocab_size;
-  backend_->upload(known->logits.data(), N * sizeof(float), restored_logits_.data());
+  backend_->copy_in(known->logits, restored_logits_.f32());
   sample_first(task, TensorView(restored_logits_.data(), DType::kF32, {1, N}));
 }
 

@@ -212,8 +212,7 @@ std::shared_ptr<const Snapshot> Engine::take_snapshot(const StateHandle& state,
   auto snapshot = std::make_shared<Snapshot>();
   snapshot->tokens.assign(tokens.begin(), tokens.end());
   snapshot->state = states_.export_state(state);
-  snapshot->logits.resize(model_->config.vocab_size);
-  backend_->download(logits.data, snapshot->logits.size() * sizeof(float), snapshot->logits.data());
+  snapshot->logits = backend_->copy_out(logits.f32(), model_->config.vocab_size);
   return snapshot;
 }
 

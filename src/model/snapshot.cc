@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cstring>
+#include <utility>
 
 #include "checkpoint/safetensors.h"
 #include "kernels/error.h"
@@ -64,6 +65,7 @@ Snapshot load_snapshot(const std::filesystem::path& path, const GsaConfig& confi
     throw Error("{}: holds no tokens, expected at least one", file.name());
   }
   Snapshot snapshot;
+  std::vector<float> state, logits;
   for (const SafetensorsWriter::Entry& entry : entries(config, T)) {
     const TensorView& tensor = file.tensor(entry.name);
     if (tensor.dtype != entry.dtype || tensor.rank != static_cast<int>(entry.shape.size()) ||
@@ -76,11 +78,13 @@ Snapshot load_snapshot(const std::filesystem::path& path, const GsaConfig& confi
       std::memcpy(snapshot.tokens.data(), tensor.data, tensor.bytes());
       continue;
     }
-    std::vector<float>& floats = entry.name == "logits" ? snapshot.logits : snapshot.state;
+    std::vector<float>& floats = entry.name == "logits" ? logits : state;
     const size_t before = floats.size();
     floats.resize(before + tensor.elements());
     std::memcpy(floats.data() + before, tensor.data, tensor.bytes());
   }
+  snapshot.state = std::move(state);
+  snapshot.logits = std::move(logits);
   for (int32_t token : snapshot.tokens) {
     if (token < 0 || token >= config.vocab_size) {
       throw Error("{}: token id {} is outside the vocabulary", file.name(), token);

@@ -7,14 +7,16 @@
 #include <vector>
 
 #include "checkpoint/config.h"
+#include "kernels/host_floats.h"
 
 namespace gsa {
 
-// A sequence taken out of the pool: enough to go on exactly where it stood.
+// A sequence taken out of the pool: enough to go on exactly where it stood. A device may still be
+// writing state and logits; whoever reads them first waits.
 struct Snapshot {
   std::vector<int32_t> tokens;  // that the state has taken in, in order
-  std::vector<float> state;     // as StatePool lays a state out
-  std::vector<float> logits;    // [N] after the last token
+  HostFloats state;             // as StatePool lays a state out
+  HostFloats logits;            // [N] after the last token
 };
 
 // Which model a snapshot belongs to.

@@ -2,36 +2,16 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstring>
 #include <limits>
 #include <utility>
 
 #include "kernels/error.h"
-#include "kernels/half.h"
 
 namespace gsa {
 namespace {
 
 constexpr int64_t kAlign = 64;
 constexpr int64_t kFloat = sizeof(float);
-
-template <auto kConvert, typename In, typename Out>
-void convert(const In* in, int64_t count, Out* out) {
-  std::transform(in, in + count, out, [](In x) { return kConvert(x); });
-}
-
-// `count` numbers of 16 bits as floats, and back.
-void widen(const std::byte* stored, DType type, int64_t count, float* out) {
-  const auto* bits = reinterpret_cast<const uint16_t*>(stored);
-  type == DType::kF16 ? convert<f16_to_f32>(bits, count, out)
-                      : convert<bf16_to_f32>(bits, count, out);
-}
-
-void narrow(const float* floats, DType type, int64_t count, std::byte* out) {
-  auto* bits = reinterpret_cast<uint16_t*>(out);
-  type == DType::kF16 ? convert<f32_to_f16>(floats, count, bits)
-                      : convert<f32_to_bf16>(floats, count, bits);
-}
 
 }  // namespace
 
@@ -65,6 +45,7 @@ StatePool::StatePool(const GsaConfig& config, Backend& backend, int64_t capacity
   if (capacity < 1) throw Error("the state pool needs room for at least one state");
   try {
     buffer_ = backend.allocate(capacity * stride_bytes_);
+    if (type != DType::kF32) wide_ = backend.allocate(state_floats() * kFloat);
   } catch (const Error& error) {
     throw Error("{} states of {:.2f} MiB each do not fit: {}", capacity, state_bytes() / 0x1p20,
                 error.what());
@@ -96,36 +77,35 @@ void StatePool::copy(const StateHandle& from, const StateHandle& to) {
   backend_.copy(at(from.index()), state_bytes_, at(to.index()));
 }
 
-std::vector<float> StatePool::export_state(const StateHandle& state) {
-  std::vector<float> floats(memory_elements() + layers_ * conv_floats_);
+HostFloats StatePool::export_state(const StateHandle& state) {
+  std::byte* stored = at(state.index());
   if (type_ == DType::kF32) {
-    backend_.download(at(state.index()), state_bytes_, floats.data());
-    return floats;
+    return backend_.copy_out(reinterpret_cast<const float*>(stored), state_floats());
   }
-  std::vector<std::byte> stored(state_bytes_);
-  backend_.download(at(state.index()), state_bytes_, stored.data());
-  widen(stored.data(), type_, memory_elements(), floats.data());
-  std::memcpy(floats.data() + memory_elements(), stored.data() + conv_offset(),
-              state_bytes_ - conv_offset());
-  return floats;
+  backend_.widen(stored, type_, memory_elements(), wide_.f32());
+  backend_.copy(stored + conv_offset(), conv_bytes(), wide_.f32() + memory_elements());
+  return backend_.copy_out(wide_.f32(), state_floats());
 }
 
-void StatePool::import_state(const std::vector<float>& floats, const StateHandle& state) {
-  const int64_t expected = memory_elements() + layers_ * conv_floats_;
-  if (static_cast<int64_t>(floats.size()) != expected) {
-    throw Error("a state of {} floats was given, this model's have {}", floats.size(), expected);
+void StatePool::import_state(const HostFloats& floats, const StateHandle& state) {
+  if (static_cast<int64_t>(floats.size()) != state_floats()) {
+    throw Error("a state of {} floats was given, this model's have {}", floats.size(),
+                state_floats());
   }
-  if (type_ == DType::kF32) return backend_.upload(floats.data(), state_bytes_, at(state.index()));
-  std::vector<std::byte> stored(state_bytes_);
-  narrow(floats.data(), type_, memory_elements(), stored.data());
-  std::memcpy(stored.data() + conv_offset(), floats.data() + memory_elements(),
-              state_bytes_ - conv_offset());
-  backend_.upload(stored.data(), state_bytes_, at(state.index()));
+  std::byte* stored = at(state.index());
+  if (type_ == DType::kF32) return backend_.copy_in(floats, reinterpret_cast<float*>(stored));
+  backend_.copy_in(floats, wide_.f32());
+  backend_.narrow(wide_.f32(), type_, memory_elements(), stored);
+  backend_.copy(wide_.f32() + memory_elements(), conv_bytes(), stored + conv_offset());
 }
 
 int64_t StatePool::memory_elements() const { return layers_ * (hk_elements_ + hv_elements_); }
 
-int64_t StatePool::conv_offset() const { return state_bytes_ - layers_ * conv_floats_ * kFloat; }
+int64_t StatePool::state_floats() const { return memory_elements() + layers_ * conv_floats_; }
+
+int64_t StatePool::conv_bytes() const { return layers_ * conv_floats_ * kFloat; }
+
+int64_t StatePool::conv_offset() const { return state_bytes_ - conv_bytes(); }
 
 void* StatePool::hk(int64_t layer) const {
   return at(0) + layer * hk_elements_ * static_cast<int64_t>(dtype_bytes(type_));

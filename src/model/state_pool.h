@@ -8,6 +8,7 @@
 
 #include "checkpoint/config.h"
 #include "kernels/backend.h"
+#include "kernels/host_floats.h"
 
 namespace gsa {
 
@@ -57,11 +58,12 @@ class StatePool {
   // Makes `to` equal `from`: a fork.
   void copy(const StateHandle& from, const StateHandle& to);
 
-  // The whole state as floats in host memory, in the layout above, whatever the pool's type; waits
-  // for the device. import rounds to nearest even, so what was exported from the type comes back
-  // exactly; it throws unless the size is right.
-  std::vector<float> export_state(const StateHandle& state);
-  void import_state(const std::vector<float>& floats, const StateHandle& state);
+  // The whole state as floats in host memory, in the layout above, whatever the pool's type. They
+  // are those of this moment in the order of the backend's work, and come while it goes on:
+  // the state may change or be released at once. import rounds to nearest even, so what was
+  // exported from the type comes back exactly; it throws unless the size is right.
+  HostFloats export_state(const StateHandle& state);
+  void import_state(const HostFloats& floats, const StateHandle& state);
 
   // Where layer i's parts of state 0 begin; the same part of state s lies s * stride(type)
   // elements of the part's type on.
@@ -80,6 +82,8 @@ class StatePool {
   }
   void fill(int32_t index, float value);
   int64_t memory_elements() const;
+  int64_t state_floats() const;
+  int64_t conv_bytes() const;
   int64_t conv_offset() const;  // bytes
 
   Backend& backend_;
@@ -90,6 +94,7 @@ class StatePool {
   int64_t state_bytes_;
   int64_t stride_bytes_;  // state_bytes_ rounded up, so that every state starts 64-byte aligned
   Buffer buffer_;
+  Buffer wide_;  // of 16-bit memories: a state as floats, on its way out or in
   std::vector<int32_t> free_;
 };
 

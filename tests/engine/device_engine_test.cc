@@ -243,6 +243,68 @@ TEST_P(EngineOn, GoesOnWithATextBegunOnAnotherDevice) {
   }
 }
 
+TEST_P(EngineOn, GivesSnapshotsThatCanBeReadWhenItIsGone) {
+  const int64_t N = test::shipped_model()->config.vocab_size;
+  for (DType type : kStateTypes) {
+    SCOPED_TRACE(dtype_name(type));
+    const auto engine = [&] {
+      return std::make_unique<Engine>(
+          test::shipped_model(),
+          EngineOptions{.device = device(), .threads = 2, .states = 1, .state_type = type});
+    };
+    std::vector<std::shared_ptr<const Snapshot>> read, unread;
+    for (auto* kept : {&read, &unread}) {
+      const auto running = engine();
+      for (uint32_t i = 0; i < 6; ++i) {
+        Request request = test::greedy_request(test::random_tokens(9, N, i), i);
+        request.keep_snapshot = true;
+        kept->push_back(running->submit(request).get().completions.at(0).snapshot);
+        if (kept == &read) {
+          const float* state = kept->back()->state.data();
+          EXPECT_FALSE(std::all_of(state, state + 100, [](float x) { return x == 0; }));
+        }
+      }
+    }
+    for (size_t i = 0; i < read.size(); ++i) {
+      EXPECT_EQ(unread[i]->state, read[i]->state);
+      EXPECT_EQ(unread[i]->logits, read[i]->logits);
+    }
+    Request next = test::greedy_request({5}, 4);
+    next.from = unread[3];
+    EXPECT_EQ(engine()->submit(next).get().error, "");
+  }
+}
+
+// A cache of four snapshots: nearly every request puts one out, some while they are restored.
+TEST_P(EngineOn, AnswersFromACacheThatEvictsAsItInsertsWhatItAnswersWithout) {
+  const GsaConfig& config = test::shipped_model()->config;
+  std::vector<Request> requests;
+  for (uint32_t i = 0; i < 40; ++i) {
+    std::vector<int32_t> tokens = test::random_tokens(30, config.vocab_size, i % 2);
+    const std::vector<int32_t> own = test::random_tokens(i % 5, config.vocab_size, 10 + i);
+    tokens.insert(tokens.end(), own.begin(), own.end());
+    requests.push_back(test::greedy_request(std::move(tokens), 6));
+    requests.back().cache_turn = i % 4 == 0;
+  }
+  Engine plain(test::shipped_model(), {.device = device(), .threads = 2, .states = 1});
+  Engine cached(test::shipped_model(),
+                {.device = device(),
+                 .threads = 2,
+                 .states = 4,
+                 .cache_bytes = 4 * (config.state_bytes() + 4 * config.vocab_size + 1024)});
+  std::vector<std::future<Result>> found;
+  for (const Request& request : requests) found.push_back(cached.submit(request));
+  for (size_t i = 0; i < requests.size(); ++i) {
+    SCOPED_TRACE(testing::Message() << "request " << i);
+    const Result result = found[i].get(), alone = plain.submit(requests[i]).get();
+    ASSERT_EQ(result.error, "");
+    test::expect_greedy(result.completions[0].tokens, test::greedy_of(alone.completions[0]),
+                        device() == "cpu" ? 0 : kGapBeside);
+  }
+  EXPECT_GT(cached.stats().cache.hits, 5);
+  EXPECT_GT(cached.stats().cache.evictions, 5);
+}
+
 constexpr const char* kStory =
     "Long ago, at the edge of a dark forest, there lived a miller who had three sons. The eldest "
     "was strong, the second was clever, but the youngest was so gentle that the birds ate out of "

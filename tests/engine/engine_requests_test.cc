@@ -202,8 +202,9 @@ TEST_P(EngineRequests, EndsOnlyTheRequestWhoseSnapshotIsDamaged) {
   Request bad = make_request({}, 5);
   Snapshot snapshot;
   snapshot.tokens = {1};
-  snapshot.state.resize(model()->config.state_bytes() / sizeof(float));
-  snapshot.logits.assign(model()->config.vocab_size, std::numeric_limits<float>::quiet_NaN());
+  snapshot.state = std::vector<float>(model()->config.state_bytes() / sizeof(float));
+  snapshot.logits =
+      std::vector<float>(model()->config.vocab_size, std::numeric_limits<float>::quiet_NaN());
   bad.from = std::make_shared<Snapshot>(snapshot);
   auto running = engine.submit(make_request(prompt(5), 200));
   EXPECT_THAT(engine.submit(bad).get().error, HasSubstr("NaN"));

@@ -18,7 +18,7 @@ constexpr int64_t kRoomy = int64_t{1} << 40;
 std::shared_ptr<const Snapshot> snapshot(const Tokens& tokens) {
   auto s = std::make_shared<Snapshot>();
   s->tokens = tokens;
-  s->state.resize(1000);
+  s->state = std::vector<float>(1000);
   return s;
 }
 

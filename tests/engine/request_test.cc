@@ -94,8 +94,9 @@ TEST(CheckRequest, RefusesASnapshotThatIsNotOfThisModel) {
   const GsaConfig config = test::tiny_config();
   Snapshot good;
   good.tokens = {1, 2};
-  good.state.resize(config.state_bytes() / sizeof(float));
-  good.logits.resize(config.vocab_size);
+  const size_t floats = config.state_bytes() / sizeof(float);
+  good.state = std::vector<float>(floats);
+  good.logits = std::vector<float>(config.vocab_size);
   const auto from = [&](const std::function<void(Snapshot&)>& change) {
     Snapshot snapshot = good;
     change(snapshot);
@@ -105,8 +106,9 @@ TEST(CheckRequest, RefusesASnapshotThatIsNotOfThisModel) {
     });
   };
   EXPECT_EQ(from([](Snapshot&) {}), "") << "an empty prompt is fine after a snapshot";
-  EXPECT_EQ(from([](Snapshot& s) { s.state.pop_back(); }), "from");
-  EXPECT_EQ(from([](Snapshot& s) { s.logits.push_back(0); }), "from");
+  EXPECT_EQ(from([&](Snapshot& s) { s.state = std::vector<float>(floats - 1); }), "from");
+  EXPECT_EQ(from([&](Snapshot& s) { s.logits = std::vector<float>(config.vocab_size + 1); }),
+            "from");
   EXPECT_EQ(from([](Snapshot& s) { s.tokens.clear(); }), "from");
   EXPECT_EQ(from([](Snapshot& s) { s.tokens[0] = 1024; }), "from");
 }

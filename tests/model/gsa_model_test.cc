@@ -36,7 +36,7 @@ double rounding_tolerance(DType dtype) {
 // Whatever else is in a step and wherever prompts are cut: the same bits on the CPU; on the GPU two
 // ways of computing that each keep the tolerance.
 void expect_same(const std::string& device, DType dtype, std::span<const float> found,
-                 const std::vector<float>& expected) {
+                 std::span<const float> expected) {
   if (device == "cpu") {
     EXPECT_THAT(found, testing::ElementsAreArray(expected));
   } else {
@@ -184,12 +184,12 @@ TEST_P(GsaModelOf, GivesTheSameBitsWhenRunAgain) {
   const GsaConfig config = with(shape(6, 2, 64, 64, 64), FeatureMap::kT2R, 4, true);
   const RandomWeights random = lively_weights(config, 11, dtype());
   const std::vector<int32_t> tokens = random_tokens(48, config.vocab_size, 8);
-  std::vector<std::vector<float>> before;
+  std::vector<HostFloats> before;
   for (int time = 0; time < 3; ++time) {
     Runner run(backend(), config, random.weights);
     const std::vector<StateHandle> states = acquire(run.states, 5);
-    std::vector<std::vector<float>> found = {logits_in_a_crowd(run, states, tokens),
-                                             run.logits(states[0], tokens)};
+    std::vector<HostFloats> found = {logits_in_a_crowd(run, states, tokens),
+                                     run.logits(states[0], tokens)};
     for (const StateHandle& state : states) found.push_back(run.states.export_state(state));
     if (time > 0) {
       EXPECT_EQ(found, before) << "the " << time + 1 << ". time";
@@ -334,7 +334,7 @@ TEST_P(GsaModelOn, RefusesBadBatchesBeforeChangingAnything) {
   const RandomWeights random = lively_weights(config, 10);
   Runner run(backend(), config, random.weights, 4);
   const StateHandle state = *run.states.acquire();
-  const std::vector<float> before = run.states.export_state(state);
+  const HostFloats before = run.states.export_state(state);
   for (const std::vector<int32_t>& tokens :
        {std::vector<int32_t>{1, 97}, {1, -1}, {1, 2, 3, 4, 5}}) {
     Batch batch;

@@ -40,7 +40,8 @@ Snapshot run_and_take(test::Runner& run, const StateHandle& state,
                       const std::vector<int32_t>& tokens) {
   const std::vector<float> logits = run.logits(state, tokens);
   const int64_t N = run.model.config().vocab_size;
-  return {tokens, run.states.export_state(state), {logits.end() - N, logits.end()}};
+  return {tokens, run.states.export_state(state),
+          std::vector<float>(logits.end() - N, logits.end())};
 }
 
 TEST(Snapshot, SurvivesAFileBitForBitAndGoesOnAsIfNeverStopped) {
@@ -90,7 +91,7 @@ std::vector<float> begin_and_end(std::unique_ptr<Backend> begin, std::unique_ptr
   // Not the first state of its pool.
   const StateHandle other = *second.states.acquire(), restored = *second.states.acquire();
   second.states.import_state(loaded.state, restored);
-  std::vector<float> expected = loaded.state;
+  std::vector<float> expected(loaded.state.begin(), loaded.state.end());
   for (int64_t i = 0; i < config.memory_elements(); ++i) {
     expected[i] = static_cast<float>(test::stored_as(end_type, expected[i]));
   }

@@ -98,11 +98,43 @@ TEST_P(StatePoolOn, ForksAnExactCopyThatThenLivesAlone) {
   EXPECT_EQ(pool.export_state(a), std::vector<float>(values.size(), 0.0f));
 }
 
+// States of a megabyte and more, so that copies are still under way when the next call is made.
+TEST_P(StatePoolOn, ExportsTheStateOfThatMomentWhateverBecomesOfItAfterwards) {
+  GsaConfig c = config(4);
+  c.num_layers = 8;
+  c.key_dim = c.value_dim = 128;
+  c.num_slots = 64;
+  const auto backend = this->backend();
+  StatePool pool(c, *backend, 4, dtype());
+  std::vector<std::vector<float>> values(3, std::vector<float>(floats_of(c)));
+  std::vector<StateHandle> sources;
+  for (size_t k = 0; k < 3; ++k) {
+    for (size_t i = 0; i < values[k].size(); ++i) {
+      values[k][i] = static_cast<float>((i + 17 * k) % 251);
+    }
+    sources.push_back(*pool.acquire());
+    pool.import_state(values[k], sources[k]);
+  }
+  std::vector<HostFloats> taken;
+  for (size_t i = 0; i < 14; ++i) {
+    const StateHandle state = *pool.acquire();
+    pool.copy(sources[i % 3], state);
+    taken.push_back(pool.export_state(state));
+    if (i % 2 == 1) pool.copy(sources[(i + 1) % 3], state);
+  }
+  // Given up at once, and its memory taken for the next.
+  const StateHandle restored = *pool.acquire();
+  pool.import_state(pool.export_state(sources[1]), restored);
+  taken.push_back(pool.export_state(sources[2]));
+  for (size_t i = 0; i < taken.size(); ++i) EXPECT_EQ(taken[i], values[i % 3]) << i;
+  EXPECT_EQ(pool.export_state(restored), values[1]);
+}
+
 TEST_P(StatePoolOn, RefusesAStateOfAnotherSize) {
   const auto backend = this->backend();
   StatePool pool(config(0), *backend, 1, dtype());
   const StateHandle state = *pool.acquire();
-  EXPECT_THROW(pool.import_state({1.0f, 2.0f}, state), Error);
+  EXPECT_THROW(pool.import_state(std::vector<float>{1, 2}, state), Error);
 }
 
 TEST_P(StatePoolOn, RoundsMemoriesAtImportAndGivesThemBackAsStored) {

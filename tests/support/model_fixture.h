@@ -128,7 +128,7 @@ double relative_error(const A& found, const B& expected) {
 
 // The memories of an exported state beside those that expected("hk" or "hv", layer) gives.
 template <typename Expected>
-void expect_memories(const std::vector<float>& state, int64_t layers, double tolerance,
+void expect_memories(std::span<const float> state, int64_t layers, double tolerance,
                      const Expected& expected) {
   const float* at = state.data();
   for (const std::string memory : {"hk", "hv"}) {

@@ -68,7 +68,7 @@ std::vector<SampleResult> score(Scoring& scoring, const std::vector<int32_t>& to
        });
   if (writer) {
     // A state begins with hk of all layers, then hv of all layers: the order of the entries.
-    const std::vector<float> floats = scoring.states().export_state(state);
+    const HostFloats floats = scoring.states().export_state(state);
     const int64_t memory = config.num_layers * config.num_kv_heads * config.num_slots *
                            (config.key_dim + config.value_dim);
     writer->write(floats.data(), memory * sizeof(float));
