@@ -114,9 +114,12 @@ void GsaModel::prepare(StatePool& states) {
       batch.add(handles.back(), {&token, 1}, Logits::kLast);
     }
     // A backend may execute a step the first time and record it the second.
-    for (int pass = 0; pass < 2; ++pass) forward(batch, states);
+    forward(batch, states);
+    const SamplingParams params;
+    const std::vector<SampleRow> rows(size, {.params = &params});
+    std::vector<SampleResult> results(size);
+    backend_.sample(forward(batch, states), rows, results);
   }
-  backend_.synchronize();
 }
 
 TensorView GsaModel::forward(const Batch& batch, StatePool& states) {

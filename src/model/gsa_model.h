@@ -56,8 +56,8 @@ class GsaModel {
   // counted only where it is also the head.
   int64_t weight_bytes() const;
 
-  // Runs steps of decoding of every size for which the backend sets something up, so that none of
-  // them takes longer later for being the first of its kind. REQUIRES: all states are free; they
+  // Runs steps of decoding, draws included, of every size for which the backend sets something up,
+  // so that none of them takes longer later for being the first of its kind. REQUIRES: all states are free; they
   // are again afterwards.
   void prepare(StatePool& states);
 
