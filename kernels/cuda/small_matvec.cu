@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/dense_stream.cuh"
 #include "kernels/cuda/small_activations.cuh"
+#include "kernels/cuda/small_few.cuh"
 
 namespace gsa::cuda {
 namespace {
@@ -23,13 +24,6 @@ constexpr int kLeastDepth = 2, kMostDepth = 4;
 
 template <DType kType>
 constexpr int kPairBytes = 2 * SmallTileOf<kType>::kBytes;
-
-// Blocks of a multiprocessor: how many fit, and how many a launch is divided into. Many tokens are
-// many activations, which each block reads and keeps.
-template <int kTokens>
-constexpr int kResident = kTokens <= 4 ? 2 : 1;
-template <int kTokens>
-constexpr int kWanted = kTokens <= 4 ? 2 : 1;
 
 // A warp's weights on their way through its ring.
 template <DType kType>
@@ -109,8 +103,7 @@ __device__ __forceinline__ void store_sums(float (&sums)[SmallTokens<kTokens>::k
   for (int tile = 0; tile < SmallTokens<kTokens>::kTiles; ++tile) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      float sum = sums[tile][i];
-      if constexpr (kTokens <= 4) sum += __shfl_xor_sync(kAllLanes, sum, 2);  // the low halves
+      const float sum = sums[tile][i];
       const int column = 2 * j + i % 2, token = tile * 8 + column;
       if (column < SmallTokens<kTokens>::kTogether && token < tokens) {
         out[token * kRows + g + i / 2 * kTileRows] = sum;
@@ -120,28 +113,22 @@ __device__ __forceinline__ void store_sums(float (&sums)[SmallTokens<kTokens>::k
 }
 
 // A block of the rows apart, for up to four of the tokens: those behind them are other blocks'.
-template <int kTokens>
 __device__ __forceinline__ void run_apart(const dense::Args& all, int block, unsigned char* shared,
                                           float* squares) {
-  if constexpr (kTokens <= kMatVecTokens) {
-    dense::run(all, block, shared, squares);
-  } else {
-    const int row_blocks = dense::blocks_of(all), first = block / row_blocks * kMatVecTokens;
-    dense::Args part = all;
-    part.x += int64_t{first} * all.cols;
-    part.y += int64_t{first} * all.y_stride;
-    part.tokens = min(all.tokens - first, kMatVecTokens);
-    dense::run(part, block % row_blocks, shared, squares);
-  }
+  const int row_blocks = dense::blocks_of(all), first = block / row_blocks * kMatVecTokens;
+  dense::Args part = all;
+  part.x += int64_t{first} * all.cols;
+  part.y += int64_t{first} * all.y_stride;
+  part.tokens = min(all.tokens - first, kMatVecTokens);
+  dense::run(part, block % row_blocks, shared, squares);
 }
 
 template <DType kType, int kTokens>
-__global__ void __launch_bounds__(kMostWarps * 32, kResident<kTokens>)
+__global__ void __launch_bounds__(kMostWarps * 32, 1)
     small_kernel(const __grid_constant__ Args a, const __grid_constant__ dense::Args apart) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ float squares[kTokens * kMostWarps];
-  if (blockIdx.x >= a.blocks)
-    return run_apart<kTokens>(apart, blockIdx.x - a.blocks, shared, squares);
+  if (blockIdx.x >= a.blocks) return run_apart(apart, blockIdx.x - a.blocks, shared, squares);
   using Tokens = SmallTokens<kTokens>;
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int n = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
@@ -255,17 +242,14 @@ size_t choose(Args& a, dense::Args& apart, size_t room) {
 template <DType kType, int kTokens>
 void launch_small(const Launch& how, Args args, dense::Args apart) {
   constexpr size_t kStatic = sizeof(float) * kTokens * kMostWarps;
-  constexpr size_t kHalf = 112 * 1024 + 512;  // two such blocks fit on a multiprocessor
-  const size_t most = how.shared_limit - kStatic;
-  const size_t room = kResident<kTokens> == 1 ? most : std::min(most, kHalf);
+  const size_t room = how.shared_limit - kStatic;
   [[maybe_unused]] static const bool allowed = [&] {
     allow_shared_memory(small_kernel<kType, kTokens>, room);
     return true;
   }();
   const int outputs = args.gated ? kTileRows : kRows;
   const int units = (args.rows + outputs - 1) / outputs;
-  const int slots = kWanted<kTokens> * how.multiprocessors;
-  args.groups = std::min((units + slots - 1) / slots, kMostWarps);
+  args.groups = std::min((units + how.multiprocessors - 1) / how.multiprocessors, kMostWarps);
   const size_t bytes = choose<kType>(args, apart, room);
   assert(bytes <= room);
   args.blocks = (units + args.groups - 1) / args.groups;
@@ -280,7 +264,6 @@ void launch_small(const Launch& how, Args args, dense::Args apart) {
 
 template <DType kType>
 void launch_small(const Launch& how, const Args& args, const dense::Args& apart) {
-  if (args.tokens <= 4) return launch_small<kType, 4>(how, args, apart);
   if (args.tokens <= 8) return launch_small<kType, 8>(how, args, apart);
   launch_small<kType, 16>(how, args, apart);
 }
@@ -296,6 +279,7 @@ bool fits_small_mat_vec(const MatVec& m) {
 
 void small_mat_vec(const Launch& how, const MatVec& m) {
   assert(m.tokens >= 1 && m.tokens <= mat_vec_tokens(m.weight.dtype) && fits_small_mat_vec(m));
+  if (m.tokens <= kMatVecTokens) return small_few(how, m);
   const int rows = static_cast<int>(m.gated ? m.weight.shape[0] / 2 : m.weight.shape[0]);
   const Args args{.x = m.x,
                   .norm_weight = m.norm_weight,

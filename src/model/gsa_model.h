@@ -57,8 +57,8 @@ class GsaModel {
   int64_t weight_bytes() const;
 
   // Runs steps of decoding, draws included, of every size for which the backend sets something up,
-  // so that none of them takes longer later for being the first of its kind. REQUIRES: all states are free; they
-  // are again afterwards.
+  // so that none of them takes longer later for being the first of its kind. REQUIRES: all states
+  // are free; they are again afterwards.
   void prepare(StatePool& states);
 
   // Runs the batch, updates the states in place and returns the logits asked for, [R, N] f32 in

@@ -1,0 +1,227 @@
+// What small_few's kernel works on: who has which part of it, and how weights and activations come
+// into shared memory.
+#pragma once
+
+#include "kernels/cuda/halves.cuh"
+#include "kernels/cuda/matvec_sums.cuh"
+#include "kernels/cuda/small_tiles.cuh"
+
+namespace gsa::cuda::few {
+
+// A block has units of 16 rows, the rows of two tiles. Its warps are groups of `slices`: a group
+// takes every groups-th unit, and a warp of it a slice of the columns of each of them; the warps of
+// a group add up their sums at the end. A warp copies pairs of tiles into a ring of its own in
+// shared memory ahead of their use: warps need not wait for each other, and the copies are under
+// way before the activations are known. There is a block for each multiprocessor, of as many units
+// as that makes: what comes before and after the products is done once, and has more instructions
+// than the products of a unit.
+static_assert(SmallTile::kRows == kTileRows);
+
+struct Args {
+  const float* x;
+  const float* norm_weight;
+  const unsigned char* weight;
+  float* y;
+  int tokens, rows, cols, y_stride;
+  int blocks;          // of this weight; those behind them have the rows apart
+  int across;          // tiles of a row
+  int unit_bytes;      // of the weight, from a unit to the next
+  int to_lower;        // from the first of its two rows of tiles to the other
+  int down;            // rows of tiles
+  int all_units;       // of 16 rows
+  int units;           // of a block
+  int groups, slices;  // of a block; their product is its number of warps
+  int inverse_slices;  // 2^16 / slices, rounded up
+  int slice_tiles;     // of the columns: the first `longer` slices have one more
+  int longer;
+  int panel;  // tiles of each slice whose activations stand in shared memory at a time
+  float eps, inverse_cols;
+  bool normalize, gated, accumulate;
+};
+
+// Pairs of tiles beside each other in a place of a ring, which is filled at once, and places. To
+// ask for more in advance delays the activations: measured with 80 KiB and more for all warps.
+template <DType kType>
+constexpr int kPlaceTiles = kType == DType::kQ4 ? 2 : 1;
+template <DType kType>
+constexpr int kDepth = 4 / kPlaceTiles<kType>;
+
+// The part of the work that a warp has.
+struct Part {
+  int group, slice;
+  int first, tiles;  // of a row of tiles
+  int unit, units;   // of the matrix: the block's first one, and how many it has
+  int odd;           // of these the one without a lower row of tiles, if any
+
+  __device__ explicit Part(const Args& a) {
+    const int warp = threadIdx.x / 32;
+    group = warp * a.inverse_slices >> 16;
+    slice = warp - group * a.slices;
+    first = slice * a.slice_tiles + min(slice, a.longer);
+    tiles = a.slice_tiles + (slice < a.longer);
+    unit = blockIdx.x * a.units;
+    units = min(a.units, a.all_units - unit);
+    odd = a.down % 2 == 1 ? a.down / 2 - unit : -1;  // its lower tiles repeat the upper ones
+  }
+};
+
+// A warp's weights on their way through its ring: of each panel, those of one unit after the other.
+template <DType kType>
+class TileStream {
+ public:
+  using Tile = SmallTileOf<kType>;
+  static constexpr int kTiles = kPlaceTiles<kType>;
+  static constexpr int kRowBytes = kTiles * Tile::kBytes;  // of one row of tiles in a place
+  static constexpr int kRing = kDepth<kType> * 2 * kRowBytes;
+
+  __device__ TileStream(const Args& a, const Part& part, unsigned char* shared)
+      : a_(a),
+        part_(part),
+        first_(a.weight + int64_t{part.unit} * a.unit_bytes + part.first * Tile::kBytes +
+               threadIdx.x % 32 * 16),
+        unit_(part.group - a.groups),
+        at_(shared + threadIdx.x / 32 * kRing) {
+#pragma unroll 1
+    for (int i = 0; i < kDepth<kType>; ++i) refill();
+  }
+
+  // Waits for the next place.
+  __device__ __forceinline__ const unsigned char* wait() const {
+    copy_wait<kDepth<kType> - 1>();
+    __syncwarp();
+    return at_ + place_;
+  }
+  // The place has been used: it is filled again, and the next one is its turn.
+  __device__ __forceinline__ void refill() {
+    if (left_ == 0) find_next();
+    if (left_ > 0) {
+      const int tiles = min(kTiles, left_);
+      const int lane = threadIdx.x % 32 * 16, bytes = tiles * Tile::kBytes - lane;
+      unsigned char* const to = at_ + place_ + lane;
+      const unsigned char* const lower = from_ + to_lower_;
+#pragma unroll
+      for (int v = 0; v < kRowBytes; v += 32 * 16) {
+        if (v + 32 * 16 <= Tile::kBytes || v < bytes) {
+          copy_async(to + v, from_ + v);
+          copy_async(to + kRowBytes + v, lower + v);
+        }
+      }
+      from_ += kRowBytes;
+      left_ -= tiles;
+    }
+    copy_commit();
+    place_ += 2 * kRowBytes;
+    if (place_ == kRing) place_ = 0;
+  }
+
+ private:
+  // The next unit, or the first one of the next panel, or none.
+  __device__ __forceinline__ void find_next() {
+    unit_ += a_.groups;
+    if (unit_ >= part_.units) {
+      if (panel_ + a_.panel >= part_.tiles || part_.group >= part_.units) return;
+      panel_ += a_.panel;
+      unit_ = part_.group;
+    }
+    left_ = min(a_.panel, part_.tiles - panel_);
+    from_ = first_ + (int64_t{unit_} * a_.unit_bytes + panel_ * Tile::kBytes);
+    to_lower_ = unit_ == part_.odd ? 0 : a_.to_lower;
+  }
+
+  const Args& a_;
+  const Part& part_;
+  const unsigned char* first_;  // the slice of the block's first unit; this lane's first vector
+  const unsigned char* from_;   // what is to be asked for next
+  int to_lower_;                // from there to the same tile of the lower row
+  int unit_, panel_ = 0, left_ = 0;  // of these the pairs not yet asked for
+  unsigned char* at_;
+  int place_ = 0;
+};
+
+// Activations of a panel in shared memory: bfloat16 halves [high and low][kTokens][slice][panel
+// tiles][128], whose sum is the value, and for q4 the sums of all groups as two halves of TF32. The
+// pitches leave rows that are read together in different banks.
+template <DType kType, int kTokens>
+struct Panel {
+  static constexpr bool kSums = kType == DType::kQ4;
+
+  __nv_bfloat16* x;
+  float* sums;
+  int pitch, sums_pitch;
+
+  __device__ Panel(unsigned char* memory, const Args& a)
+      : x(reinterpret_cast<__nv_bfloat16*>(memory)),
+        pitch(pitch_of(a.slices * a.panel)),
+        sums_pitch(sums_pitch_of(a.slices * a.panel)) {
+    sums = reinterpret_cast<float*>(x + 2 * kTokens * pitch);
+  }
+  static size_t bytes(int tiles) {
+    const size_t row = sizeof(__nv_bfloat16) * pitch_of(tiles);
+    return 2 * kTokens * (row + (kSums ? sizeof(float) * sums_pitch_of(tiles) : 0));
+  }
+
+  // Four activations of a token, times w, for 32 lanes.
+  __device__ __forceinline__ void keep(int t, int column, const float4& v, const float4& w) const {
+    __nv_bfloat16* to = x + t * pitch + column;
+    float sum = store_halves<kSums>(v, w, to, to + kTokens * pitch);
+    if constexpr (kSums) {
+      sum = warp_sum<8>(sum);
+      const float part = tf32_part(sum);
+      float* sum_to = sums + t * sums_pitch + column / 32;
+      if (threadIdx.x % 8 == 0) sum_to[0] = part;
+      if (threadIdx.x % 8 == 1) sum_to[kTokens * sums_pitch] = tf32_part(sum - part);
+    }
+  }
+
+ private:
+  __host__ __device__ static constexpr int pitch_of(int tiles) {
+    return tiles * SmallTile::kColumns + 32;
+  }
+  __host__ __device__ static constexpr int sums_pitch_of(int tiles) {
+    return tiles * SmallTile::kGroups + 4;
+  }
+};
+
+// Loads panel `p` of all tokens times the norm's weight, a slice by the warps that take it, and
+// adds up the squares of the plain values.
+template <DType kType, int kTokens>
+__device__ __forceinline__ void load_panel(const Args& a, const Part& part, int p,
+                                           const Panel<kType, kTokens>& panel,
+                                           float (&squares)[kTokens]) {
+  constexpr int kAtOnce = 4 / kTokens;  // tiles asked for before the first is used
+  const int begin = p * a.panel, end = min(begin + a.panel, part.tiles), lane = threadIdx.x % 32;
+  for (int first = begin + part.group; first < end; first += kAtOnce * a.groups) {
+    float4 w[kAtOnce], x[kAtOnce][kTokens];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int tile = first + i * a.groups;
+      const int column = (part.first + tile) * SmallTile::kColumns + lane * 4;
+      const bool there = tile < end && column < a.cols;
+      w[i] = make_float4(1, 1, 1, 1);
+      if (a.norm_weight != nullptr && there) {
+        w[i] = __ldg(reinterpret_cast<const float4*>(a.norm_weight + column));
+      }
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        x[i][t] = make_float4(0, 0, 0, 0);
+        if (there && t < a.tokens) {
+          x[i][t] = *reinterpret_cast<const float4*>(a.x + t * a.cols + column);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int tile = first + i * a.groups;
+      if (tile >= end) break;
+      const int to = (part.slice * a.panel + tile - begin) * SmallTile::kColumns + lane * 4;
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        const float4& v = x[i][t];
+        squares[t] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        panel.keep(t, to, v, w[i]);
+      }
+    }
+  }
+}
+
+}  // namespace gsa::cuda::few
