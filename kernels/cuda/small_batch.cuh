@@ -18,7 +18,7 @@ struct SmallBatch {
   bool gated = false;
   bool accumulate = false;
   void* y = nullptr;  // [tokens, rows] float32, where gated bfloat16
-  };
+};
 
 // Whether small_batch takes it, on a device with thread block clusters: so many tokens; of columns
 // whole vectors of eight, whose activations fit; where gated, rows in whole tiles.

@@ -26,10 +26,10 @@ struct Args {
   int pairs;        // of all rows
   int block_pairs;  // at most, of a cluster
   int clusters;     // of these rows; those behind them have the rows apart
-  int teams;        // of warps with the same pairs; the other factor of them is the number of slices
-  int slices;       // of the columns of a block
-  int most_tiles;   // columns of them that a block has
-  int pitch;        // of activations in shared memory
+  int teams;       // of warps with the same pairs; the other factor of them is the number of slices
+  int slices;      // of the columns of a block
+  int most_tiles;  // columns of them that a block has
+  int pitch;       // of activations in shared memory
   bool gated, accumulate;
   const __nv_bfloat16* apart;
   int apart_rows, apart_pairs, apart_block_pairs;
@@ -75,9 +75,8 @@ __device__ __forceinline__ void store_rows(const Args& a, int token, int row, in
   const int64_t at = int64_t{token} * a.y_stride + row;
   const float v[4] = {sum.x, sum.y, sum.z, sum.w};
   if (a.gated) {
-    const __nv_bfloat162 pairs[2] = {
-        __floats2bfloat162_rn(silu(v[0]) * up.x, silu(v[1]) * up.y),
-        __floats2bfloat162_rn(silu(v[2]) * up.z, silu(v[3]) * up.w)};
+    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(silu(v[0]) * up.x, silu(v[1]) * up.y),
+                                     __floats2bfloat162_rn(silu(v[2]) * up.z, silu(v[3]) * up.w)};
     *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.y) + at) =
         reinterpret_cast<const uint2&>(pairs);
     return;
@@ -138,8 +137,7 @@ __device__ __forceinline__ void finish(const Args& a, const Cluster& cluster, in
 }
 
 template <DType kType, int kTiles>
-__global__ void __launch_bounds__(kMostWarps * 32, 1)
-    batch_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kMostWarps * 32, 1) batch_kernel(const __grid_constant__ Args a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // small_batch_takes() nothing for others
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ uint64_t loaded[1];
@@ -167,7 +165,8 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   const GroupSums<kTiles> of_groups{
       reinterpret_cast<float*>(shared + a.tokens * a.pitch * sizeof(__nv_bfloat16)),
       groups * GroupSums<kTiles>::kPitch};
-  unsigned char* rings = reinterpret_cast<unsigned char*>(of_groups.at) + group_bytes<kType, kTiles>(a.most_tiles);
+  unsigned char* rings =
+      reinterpret_cast<unsigned char*>(of_groups.at) + group_bytes<kType, kTiles>(a.most_tiles);
   const uint32_t of_row = a.across * SmallTileOf<kType>::kBytes;
   const int upper = (first_pair + pair) * (a.gated ? 1 : 2);
   const int odd = a.down % 2 == 0 ? -1 : a.pairs - 1 - first_pair - pair;
@@ -207,8 +206,8 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   const auto begin_at = [&](int columns) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      token[t] = x + min(t * 8 + lane / 4, a.tokens - 1) * a.pitch +
-                 columns * SmallTile::kColumns + lane % 4 * 8;
+      token[t] = x + min(t * 8 + lane / 4, a.tokens - 1) * a.pitch + columns * SmallTile::kColumns +
+                 lane % 4 * 8;
     }
   };
   if constexpr (kType == DType::kQ4) {
@@ -231,8 +230,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
       const auto row_at = [&](int r) {
         return a.apart + int64_t{min(r, a.apart_rows - 1)} * a.cols + at;
       };
-      add_dense(row_at(row), row_at(row + SmallTile::kRows), a.cols - at, token,
-                sums[p]);
+      add_dense(row_at(row), row_at(row + SmallTile::kRows), a.cols - at, token, sums[p]);
     }
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) token[i] += SmallTile::kColumns;
@@ -256,8 +254,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   __syncthreads();
   const int pitch = a.block_pairs * kPairRows + 4;  // so that no two lanes meet in a bank
   float* partial = reinterpret_cast<float*>(shared);
-  store_sums(sums, pairs, a.tokens, pitch,
-             partial + slice * a.tokens * pitch + pair * kPairRows);
+  store_sums(sums, pairs, a.tokens, pitch, partial + slice * a.tokens * pitch + pair * kPairRows);
   __syncthreads();
   const int outputs = a.gated ? SmallTile::kRows : kPairRows;
   finish(a, cluster, (apart ? a.rows : 0) + first_pair * outputs,

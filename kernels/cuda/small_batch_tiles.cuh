@@ -195,7 +195,8 @@ __device__ __forceinline__ void add_pairs(const unsigned char* pairs,
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
       const auto one = [&](int row_of_tiles, int offset) {
-        const unsigned char* at = pairs + p * kPairBytes<kType> + row_of_tiles * Tile::kBytes + offset;
+        const unsigned char* at =
+            pairs + p * kPairBytes<kType> + row_of_tiles * Tile::kBytes + offset;
         return __half2float(reinterpret_cast<const __half*>(at)[lane]);
       };
       const float a[4] = {one(0, Tile::kMinima), one(1, Tile::kMinima), one(0, Tile::kScales),
