@@ -135,6 +135,23 @@ void launch(const Launch& how, const Grid& grid, void (*kernel)(Params...), Args
   GSA_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
 }
 
+// How many clusters of so many blocks run at the same time, if nothing else does.
+template <typename Kernel>
+int clusters_at_once(const Grid& grid, Kernel* kernel) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {grid.cluster, 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid.blocks;
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  GSA_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel, &config));
+  return count;
+}
+
 // A block gets more than 48 KiB of shared memory only after this.
 template <typename Kernel>
 void allow_shared_memory(Kernel* kernel, size_t bytes) {

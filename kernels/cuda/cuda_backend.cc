@@ -18,6 +18,7 @@
 #include "kernels/cuda/mix_decode.cuh"
 #include "kernels/cuda/read_bandwidth.cuh"
 #include "kernels/cuda/sample.cuh"
+#include "kernels/cuda/small_batch.cuh"
 #include "kernels/cuda/step_timer.h"
 #include "kernels/cuda/stream_program.h"
 #include "kernels/cuda/uploader.h"
@@ -299,7 +300,17 @@ void* CudaBackend::operand(const TensorView& x, int64_t rows, const TensorView& 
 
 void CudaBackend::norm_project(const NormProject& args) {
   if (program_) return program_->norm_project(args);
-  const MatVec all = mat_vec_of(args, rows_of(args.x));
+  const int64_t rows = rows_of(args.x);
+  SmallBatch batch{.tokens = rows,
+                   .weight = args.weight,
+                   .apart = args.apart,
+                   .accumulate = args.accumulate,
+                   .y = args.y.data};
+  if (small_batch_takes(chained_, batch)) {
+    batch.x = operand(args.x, rows, args.norm_weight, args.eps, DType::kBF16);
+    return small_batch(chained_, batch);
+  }
+  const MatVec all = mat_vec_of(args, rows);
   if (mat_vec_takes(all)) return mat_vec(chained_, all);
   project(args, args.weight, 0);
   if (args.apart) project(args, args.apart, args.weight.shape[0]);
@@ -355,6 +366,15 @@ void CudaBackend::mix(const Mix& args) {
 void CudaBackend::gated_mlp(const GatedMlp& args) {
   if (program_) return program_->gated_mlp(args);
   const int64_t rows = rows_of(args.x), F = args.hidden.shape[1];
+  void* const hidden = gate_up_.get();
+  SmallBatch gate_up{.tokens = rows, .weight = args.gate_up, .gated = true, .y = hidden};
+  const SmallBatch down{
+      .x = hidden, .tokens = rows, .weight = args.down, .accumulate = true, .y = args.x.data};
+  if (small_batch_takes(chained_, gate_up) && small_batch_takes(chained_, down)) {
+    gate_up.x = operand(args.x, rows, args.norm_weight, args.eps, DType::kBF16);
+    small_batch(chained_, gate_up);
+    return small_batch(chained_, down);
+  }
   if (rows <= mat_vec_tokens(args.gate_up.dtype)) {
     mat_vec(chained_, {.x = args.x.f32(),
                        .tokens = static_cast<int>(rows),

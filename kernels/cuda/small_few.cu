@@ -106,20 +106,18 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
     __syncthreads();
     const int count = min(a.panel, part.tiles - p * a.panel);
     for (int unit = part.group; unit < part.units; unit += a.groups) {
-      SmallOperand<4> operand{
-          {panel.x + row * panel.pitch + part.slice * a.panel * SmallTile::kColumns + 8 * j},
-          0,
-          {panel.sums + row * panel.sums_pitch + part.slice * a.panel * SmallTile::kGroups + j},
-          0};
-      float sums[1][4] = {};
+      SmallOperand operand{
+          panel.x + row * panel.pitch + part.slice * a.panel * SmallTile::kColumns + 8 * j,
+          panel.sums + row * panel.sums_pitch + part.slice * a.panel * SmallTile::kGroups + j};
+      float sums[4] = {};
 #pragma unroll 1
       for (int i = 0; i < count; i += Stream::kTiles) {
         const unsigned char* place = stream.wait();
         const auto add = [&](int k) {
           const unsigned char* upper = place + k * Stream::Tile::kBytes;
-          add_tile<kType, 4>(upper, upper + Stream::kRowBytes, operand, sums);
-          operand.x[0] += SmallTile::kColumns;
-          operand.sums[0] += SmallTile::kGroups;
+          add_tile<kType>(upper, upper + Stream::kRowBytes, operand, sums);
+          operand.x += SmallTile::kColumns;
+          operand.sums += SmallTile::kGroups;
         };
         if (i + Stream::kTiles <= count) {
 #pragma unroll
@@ -130,8 +128,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
         __syncwarp();
         stream.refill();
       }
-      add_sums<kTokens>(sums[0], p == 0,
-                        partial + (unit * a.slices + part.slice) * kTokens * kRows);
+      add_sums<kTokens>(sums, p == 0, partial + (unit * a.slices + part.slice) * kTokens * kRows);
     }
   }
   if (a.normalize) keep_squares(own_squares, kTokens, 0, squares);

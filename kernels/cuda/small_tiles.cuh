@@ -3,7 +3,7 @@
 //
 // The product of a step is weights [16 rows, 16 columns] times activations [16 columns, 8]. The
 // activations are split into two bfloat16 halves; the eight columns of a step are the high and the
-// low halves of up to 4 tokens, or the one or the other half of 8.
+// low halves of up to 4 tokens.
 #pragma once
 
 #include "kernels/cuda/halves.cuh"
@@ -93,49 +93,25 @@ class SmallIntegers<DType::kQ4> {
   uint4 words_;
 };
 
-// How the tokens of a product are laid out: kTokens is 4, 8 or 16, the most there may be.
-template <int kTokens>
-struct SmallTokens {
-  static constexpr int kTiles = (kTokens + 7) / 8;        // of eight columns
-  static constexpr int kHalves = kTokens <= 4 ? 1 : 2;    // steps for each of them
-  static constexpr int kTogether = kTokens <= 4 ? 4 : 8;  // tokens of a step
-
-  // The row of the operand, [high and low half][tokens], that is column n of a tile in its first
-  // step; in its second it is `tokens` rows further. Columns of no token repeat the last one.
-  __device__ static int row(int tile, int n, int tokens) {
-    const int token = min(tile * kTogether + n % kTogether, tokens - 1);
-    return (n / kTogether) * tokens + token;
-  }
-};
-
 // This lane's part of the activations at the first column of a tile: lane 4 n + j reads column n of
 // the product.
-template <int kTokens>
 struct SmallOperand {
-  static constexpr int kTiles = SmallTokens<kTokens>::kTiles;
-
-  const __nv_bfloat16* x[kTiles];  // of columns 8 j to 8 j + 7
-  int to_low;                      // from the first to the second step's
-  const float* sums[kTiles];       // of q4: the sum of the activations of group j, as TF32 halves
-  int sums_to_low;
+  const __nv_bfloat16* x;  // of columns 8 j to 8 j + 7
+  const float* sums;       // of q4: the sum of the activations of group j, as TF32 halves
 
   // Columns 8 j to 8 j + 7 of a group.
-  __device__ __forceinline__ uint4 columns(int tile, int half, int group) const {
-    return *reinterpret_cast<const uint4*>(x[tile] + half * to_low + group * QuantizedRow::kGroup);
+  __device__ __forceinline__ uint4 columns(int group) const {
+    return *reinterpret_cast<const uint4*>(x + group * QuantizedRow::kGroup);
   }
-  __device__ __forceinline__ float sum(int tile, int half) const {
-    return sums[tile][half * sums_to_low];
-  }
+  __device__ __forceinline__ float sum() const { return *sums; }
 };
 
-// sums [token tile] += weights times activations for 16 rows, the 8 of tile `upper` and the 8 of
+// sums += weights times activations for 16 rows, the 8 of tile `upper` and the 8 of
 // tile `lower` (in shared memory), and 128 columns. A lane 4 g + j has the sums of columns 2 j and
 // 2 j + 1 of the product for row g of the upper tile, then for row g of the lower one.
-template <DType kType, int kTokens, typename Operand>
+template <DType kType, typename Operand>
 __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsigned char* lower,
-                                         const Operand& operand,
-                                         float (&sums)[SmallTokens<kTokens>::kTiles][4]) {
-  using Tokens = SmallTokens<kTokens>;
+                                         const Operand& operand, float (&sums)[4]) {
   using Tile = SmallTileOf<kType>;
   const int lane = threadIdx.x % 32;
   const auto halves = [&](const unsigned char* tile) {
@@ -155,20 +131,14 @@ __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsig
     const uint4 first{u.pairs(group, 0), l.pairs(group, 0), u.pairs(group, 1), l.pairs(group, 1)};
     const uint4 second{u.pairs(group, 2), l.pairs(group, 2), u.pairs(group, 3), l.pairs(group, 3)};
     const float upper_scale = scale(upper_scales, group), lower_scale = scale(lower_scales, group);
-#pragma unroll
-    for (int tile = 0; tile < Tokens::kTiles; ++tile) {
-      float d[4] = {0, 0, 0, 0};
-#pragma unroll
-      for (int half = 0; half < Tokens::kHalves; ++half) {
-        const uint4 x = operand.columns(tile, half, group);
-        mma(first, x.x, x.y, d);
-        mma(second, x.z, x.w, d);
-      }
-      sums[tile][0] += upper_scale * d[0];
-      sums[tile][1] += upper_scale * d[1];
-      sums[tile][2] += lower_scale * d[2];
-      sums[tile][3] += lower_scale * d[3];
-    }
+    const uint4 x = operand.columns(group);
+    float d[4] = {0, 0, 0, 0};
+    mma(first, x.x, x.y, d);
+    mma(second, x.z, x.w, d);
+    sums[0] += upper_scale * d[0];
+    sums[1] += upper_scale * d[1];
+    sums[2] += lower_scale * d[2];
+    sums[3] += lower_scale * d[3];
   }
   if constexpr (kType == DType::kQ4) {
     // Minimum minus offset times scale, times the sum of a group: a product over the four groups.
@@ -177,14 +147,8 @@ __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsig
     };
     const float a[4] = {one(upper, Tile::kMinima), one(lower, Tile::kMinima),
                         one(upper, Tile::kScales), one(lower, Tile::kScales)};
-#pragma unroll
-    for (int tile = 0; tile < Tokens::kTiles; ++tile) {
-#pragma unroll
-      for (int half = 0; half < Tokens::kHalves; ++half) {
-        const float sum = operand.sum(tile, half);
-        multiply_tf32(a, sum, -SmallIntegers<kType>::kOffset * sum, sums[tile]);
-      }
-    }
+    const float sum = operand.sum();
+    multiply_tf32(a, sum, -SmallIntegers<kType>::kOffset * sum, sums);
   }
 }
 

@@ -53,6 +53,15 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint
       "l"(global), "r"(bytes), "r"(shared_address(barrier.at)), "l"(policy)
       : "memory");
 }
+// The same for what is read by many.
+__device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint32_t bytes,
+                                          const Barrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier.at))
+      : "memory");
+}
 
 // Copies the box of a matrix (stream_matrices.h) that begins at this row and block of columns to
 // shared memory at a multiple of 1024 bytes; the barrier counts its bytes, those past the ends of

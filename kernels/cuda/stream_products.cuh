@@ -14,13 +14,13 @@ struct StreamOperand {
   const __nv_bfloat16* x;
   const float* sums;
 
-  __device__ __forceinline__ uint4 columns(int, int, int group) const {
+  __device__ __forceinline__ uint4 columns(int group) const {
     const auto* at = reinterpret_cast<const uint4*>(x + group / 2 * kBoxColumns);
     const uint4 front = at[0], back = at[kBoxColumns / 16];
     return group % 2 == 0 ? make_uint4(front.x, back.x, front.y, back.y)
                           : make_uint4(front.z, back.z, front.w, back.w);
   }
-  __device__ __forceinline__ float sum(int, int) const { return *sums; }
+  __device__ __forceinline__ float sum() const { return *sums; }
 };
 
 // The products of a step, of at most kTokens tokens.
@@ -321,18 +321,18 @@ class StreamProducts {
                           panel_sums_ + row * sums_pitch() + column / 32 + j};
     const unsigned char* upper = ring_.stage();
     const unsigned char* lower = both ? upper + kPieceTiles * Tile::kBytes : upper;
-    float sums[1][4] = {};
+    float sums[4] = {};
 #pragma unroll 2
     for (int tile = 0; tile < tiles; ++tile) {
-      add_tile<kTileType<kType>, 4>(upper, lower, operand, sums);
+      add_tile<kTileType<kType>>(upper, lower, operand, sums);
       upper += Tile::kBytes, lower += Tile::kBytes;
       operand.x += Tile::kColumns, operand.sums += Tile::kGroups;
     }
     release_stage();
     if (j >= kTokens) return;
     to += j * kTileRows + lane_ / 4;
-    to[0] = sums[0][0] + sums[0][1];
-    to[8] = sums[0][2] + sums[0][3];
+    to[0] = sums[0] + sums[1];
+    to[8] = sums[2] + sums[3];
   }
 
   // Number i of the outputs of a group of tiles for all tokens.

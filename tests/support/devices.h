@@ -103,20 +103,37 @@ class DeviceTypeTest : public testing::TestWithParam<DeviceType> {
 enum class Form {
   kExact,    // copies and widens
   kProduct,  // sums of products of weights, for so many rows as matrix-vector kernels take
-  kWide,     // the same for more rows
+  kBatch,    // the same for more rows of small weights
+  kWide,     // the same for still more rows
   kDecode,   // the recurrence, one token of each sequence
   kChunk,    // the recurrence over several tokens of a sequence
 };
 
-inline Form product_form(DType dtype, int64_t rows) {
-  return rows <= (is_quantized(dtype) ? 16 : 4) ? Form::kProduct : Form::kWide;
+// A batch has vectors of eight columns (and of eight rows of gates).
+inline Form product_form(DType dtype, int64_t rows, int64_t columns) {
+  if (rows <= 4) return Form::kProduct;
+  if (!is_quantized(dtype) || rows > 16) return Form::kWide;
+  return columns % 8 == 0 ? Form::kBatch : Form::kProduct;
 }
 
-// What a product of so many rows stores its weights and activations as: those of this type as they
-// are and activations as float32, except in the wide form of a GPU.
-inline DType operand_type(const std::string& device, DType weight, int64_t rows) {
-  if (device == "cpu" || product_form(weight, rows) != Form::kWide) return DType::kF32;
+// What a product of so many rows stores its activations as: as float32, except in the batched and
+// the wide form of a GPU.
+inline DType operand_type(const std::string& device, DType weight, int64_t rows, int64_t columns) {
+  if (device == "cpu" || product_form(weight, rows, columns) == Form::kProduct) return DType::kF32;
   return is_quantized(weight) ? DType::kBF16 : weight;
+}
+
+// What it makes of its weights: kF32 where it takes them as they are.
+inline DType weight_type(const std::string& device, DType weight, int64_t rows, int64_t columns) {
+  const bool widened =
+      device != "cpu" && is_quantized(weight) && product_form(weight, rows, columns) == Form::kWide;
+  return widened ? DType::kBF16 : DType::kF32;
+}
+
+// What a gated MLP stores of gate and up: the batched form takes both of a row to one product.
+inline DType between_type(const std::string& device, DType weight, int64_t rows, int64_t columns) {
+  if (product_form(weight, rows, columns) == Form::kBatch) return DType::kF32;
+  return operand_type(device, weight, rows, columns);
 }
 
 // The largest relative error (norm of the difference by norm of what is right, of any one row) that
@@ -129,10 +146,11 @@ inline DType operand_type(const std::string& device, DType weight, int64_t rows)
 // an operand, five times that for what the exponentials of softmax and gates make of it, and 3 as
 // the margin of a row over the mean), 16-bit weights by activations rounded to bf16 (2^-9 / sqrt(3)
 // = 1.1e-3 rms, twice in a gated MLP, the same margin), q8 and q4 weights rounded to bf16 by such
-// activations (sqrt(2) times that). Chunks of the recurrence are TF32 products.
+// activations (sqrt(2) times that). The batched form multiplies q8 and q4 weights as they are by
+// such activations. Chunks of the recurrence are TF32 products.
 inline double tolerance(const std::string& device, DType dtype, Form form) {
   if (form == Form::kExact) return 0;
-  if (device == "cpu") return form == Form::kProduct || form == Form::kWide ? 2e-6 : 1e-5;
+  if (device == "cpu") return form == Form::kDecode || form == Form::kChunk ? 1e-5 : 2e-6;
   if (form == Form::kProduct || form == Form::kDecode) return 1e-5;
   if (form == Form::kWide && is_quantized(dtype)) return 7e-3;
   return dtype == DType::kF32 ? 2e-3 : 5e-3;

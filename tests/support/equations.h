@@ -83,10 +83,10 @@ inline Doubles rms_norm(const Doubles& x, const TensorView& weight, double eps) 
 }
 
 // What gate, up and down make of a normed x, where activations are stored as `type` on their way
-// (kF32: as they are).
+// (kF32: as they are), and what comes out of gate and up as `type_between`.
 inline Doubles gated_mlp(const Doubles& gate_up, const Doubles& down, const Doubles& normed,
-                         DType type) {
-  const Doubles both = stored(type, product(gate_up, stored(type, normed)));
+                         DType type, DType type_between) {
+  const Doubles both = stored(type_between, product(gate_up, stored(type, normed)));
   const size_t F = both.size() / 2;
   Doubles hidden(F);
   for (size_t f = 0; f < F; ++f) hidden[f] = silu(both[f]) * both[F + f];

@@ -61,8 +61,10 @@ class ReferenceModel {
                             state_type_};
       const Doubles o = mix.step(qkvf, memory.hk.data(), memory.hv.data());
       add(multiply(w.o_proj, rms_norm(o, w.g_norm, 1e-5)), x);
-      add(gated_mlp(matrix(w.gate_up), matrix(w.down), rms_norm(x, w.mlp_norm, c_.norm_eps),
-                    operands(w.gate_up)),
+      add(gated_mlp(
+              matrix(w.gate_up), matrix(w.down), rms_norm(x, w.mlp_norm, c_.norm_eps),
+              operands(w.gate_up),
+              between_type(products_.device, w.gate_up.dtype, products_.rows, w.gate_up.shape[1])),
           x);
     }
     return multiply(w_.lm_head, rms_norm(x, w_.norm, c_.norm_eps));
@@ -80,12 +82,15 @@ class ReferenceModel {
 
  private:
   DType operands(const TensorView& weight) const {
-    return operand_type(products_.device, weight.dtype, products_.rows);
+    return operand_type(products_.device, weight.dtype, products_.rows, weight.shape[1]);
   }
   // As a product takes it.
   const Doubles& matrix(const TensorView& weight) {
     Doubles& values = (*matrices_)[weight.data];
-    if (values.empty()) values = stored(operands(weight), widen(weight));
+    if (values.empty()) {
+      values = stored(weight_type(products_.device, weight.dtype, products_.rows, weight.shape[1]),
+                      widen(weight));
+    }
     return values;
   }
   Doubles multiply(const TensorView& weight, const Doubles& x) {

@@ -1,0 +1,31 @@
+// Products of q8 and q4 weights with more tokens than small_matvec takes, bound by reading the
+// weights.
+#pragma once
+
+#include "kernels/cuda/matvec.cuh"
+#include "kernels/tensor.h"
+
+namespace gsa::cuda {
+
+constexpr int kSmallBatchTokens = 16;
+
+// y = W x, y += W x, or y = silu(Wgate x) * (Wup x).
+struct SmallBatch {
+  const void* x = nullptr;  // bfloat16 [tokens, cols], the operand of make_operand
+  int64_t tokens = 0;       // more than kMatVecTokens, at most kSmallBatchTokens
+  TensorView weight;        // [rows, cols], or [2*rows, cols] where gated: gate rows first
+  TensorView apart = {};    // more rows, in bfloat16, or null; in y they stand behind the others
+  bool gated = false;
+  bool accumulate = false;
+  void* y = nullptr;  // [tokens, rows] float32, where gated bfloat16
+};
+
+// Whether small_batch takes it, on a device with thread block clusters: so many tokens; of columns
+// whole vectors of eight, whose activations fit; where gated, rows in whole tiles.
+bool small_batch_takes(const Launch& how, const SmallBatch& args);
+
+// The integers are exact in bfloat16 and groups are summed and scaled in float32, so the
+// activations are all that is rounded.
+void small_batch(const Launch& how, const SmallBatch& args);
+
+}  // namespace gsa::cuda

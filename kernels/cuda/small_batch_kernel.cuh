@@ -1,0 +1,265 @@
+// The kernel of products of small weights with many tokens.
+//
+// A cluster of blocks has some rows, and each of its blocks a part of the columns, so that a block
+// reads little more activations than weights. A warp has some pairs of rows, whose sums stay in
+// its registers to the end, and a slice of its block's columns. Then a block adds up its slices,
+// and the blocks of the cluster add up each other's, each for a part of the outputs.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "kernels/cuda/small_batch_tiles.cuh"
+#include "kernels/cuda/stream_exchange.cuh"
+
+namespace gsa::cuda::batch {
+
+constexpr int kMostWarps = 16;  // of a block
+constexpr int kMostSplits = 8;
+
+struct Args {
+  const __nv_bfloat16* x;
+  const unsigned char* weight;
+  void* y;
+  int tokens, rows, cols, y_stride;
+  int across;       // tiles of a row
+  int down;         // rows of tiles
+  int pairs;        // of all rows
+  int block_pairs;  // at most, of a cluster
+  int clusters;     // of these rows; those behind them have the rows apart
+  int teams;       // of warps with the same pairs; the other factor of them is the number of slices
+  int slices;      // of the columns of a block
+  int most_tiles;  // columns of them that a block has
+  int pitch;       // of activations in shared memory
+  bool gated, accumulate;
+  const __nv_bfloat16* apart;
+  int apart_rows, apart_pairs, apart_block_pairs;
+};
+
+// Of the sums of groups in shared memory.
+template <DType kType, int kTiles>
+__host__ __device__ constexpr size_t group_bytes(int tiles) {
+  return kType == DType::kQ4 ? GroupSums<kTiles>::bytes(tiles * SmallTile::kGroups) : 0;
+}
+
+// Where part `i` of `parts` of n things begins.
+__host__ __device__ constexpr int part_begin(int n, int i, int parts) { return n * i / parts; }
+
+// The sums of a warp, as [token][row] of its block.
+template <int kTiles>
+__device__ __forceinline__ void store_sums(const float (&sums)[kMostPairs][kTiles][4], int pairs,
+                                           int tokens, int pitch, float* out) {
+  const int g = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int token = tile * 8 + 2 * j + i % 2;
+      if (token >= tokens) continue;
+#pragma unroll
+      for (int p = 0; p < kMostPairs; ++p) {
+        if (p < pairs) {
+          out[token * pitch + p * kPairRows + i / 2 * SmallTile::kRows + g] = sums[p][tile][i];
+        }
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ float4 add(const float4& a, const float4& b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// Writes the rows before `end` of four of a token; `up` is of gated products.
+__device__ __forceinline__ void store_rows(const Args& a, int token, int row, int end,
+                                           const float4& sum, const float4& up) {
+  const int64_t at = int64_t{token} * a.y_stride + row;
+  const float v[4] = {sum.x, sum.y, sum.z, sum.w};
+  if (a.gated) {
+    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(silu(v[0]) * up.x, silu(v[1]) * up.y),
+                                     __floats2bfloat162_rn(silu(v[2]) * up.z, silu(v[3]) * up.w)};
+    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.y) + at) =
+        reinterpret_cast<const uint2&>(pairs);
+    return;
+  }
+  float* y = static_cast<float*>(a.y) + at;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (row + i < end) y[i] = a.accumulate ? y[i] + v[i] : v[i];
+  }
+}
+
+// Adds up partial [slice][token][row] over the slices of a block and over its cluster, and writes
+// this block's part of the outputs.
+template <typename Cluster>
+__device__ __forceinline__ void finish(const Args& a, const Cluster& cluster, int first_row,
+                                       int end_row, int pairs, int pitch, float* partial) {
+  const int rank = cluster.block_rank(), splits = cluster.num_blocks();
+  const auto at = [&](float* p, int token, int row) -> float4& {
+    return *reinterpret_cast<float4*>(p + token * pitch + row);
+  };
+  if (a.slices > 1) {
+    const int quads = pairs * (kPairRows / 4);
+    for (int i = threadIdx.x; i < a.tokens * quads; i += blockDim.x) {
+      const int token = i / quads, row = i % quads * 4;
+      float4 sum = at(partial, token, row);
+      for (int s = 1; s < a.slices; ++s) {
+        sum = add(sum, at(partial + s * a.tokens * pitch, token, row));
+      }
+      at(partial, token, row) = sum;
+    }
+  }
+  cluster.sync();
+
+  const int outputs = a.gated ? SmallTile::kRows : kPairRows;
+  const int quads = pairs * (outputs / 4), all = a.tokens * quads;
+  const int end = part_begin(all, rank + 1, splits);
+  for (int i = part_begin(all, rank, splits) + threadIdx.x; i < end; i += blockDim.x) {
+    const int token = i / quads, out = i % quads * 4;  // among the outputs of the cluster
+    const int row = a.gated ? out / outputs * kPairRows + out % outputs : out;
+    const auto sum_of = [&](int r) {
+      float4 v[kMostSplits];
+#pragma unroll
+      for (int b = 0; b < kMostSplits; ++b) {
+        if (b < splits) v[b] = at(cluster.map_shared_rank(partial, b), token, r);
+      }
+      float4 sum = v[0];
+#pragma unroll
+      for (int b = 1; b < kMostSplits; ++b) {
+        if (b < splits) sum = add(sum, v[b]);
+      }
+      return sum;
+    };
+    const float4 sum = sum_of(row);
+    const float4 up = a.gated ? sum_of(row + SmallTile::kRows) : sum;
+    store_rows(a, token, first_row + out, end_row, sum, up);
+  }
+  cluster.sync();  // the others have read this block's sums
+}
+
+template <DType kType, int kTiles>
+__global__ void __launch_bounds__(kMostWarps * 32, 1) batch_kernel(const __grid_constant__ Args a) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // small_batch_takes() nothing for others
+  extern __shared__ __align__(128) unsigned char shared[];
+  __shared__ uint64_t loaded[1];
+  const auto cluster = cooperative_groups::this_cluster();
+  const int rank = cluster.block_rank(), splits = cluster.num_blocks();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int team = warp / a.slices, slice = warp % a.slices;
+  const int number = blockIdx.x / splits;
+  const bool apart = number >= a.clusters;
+  const int first_pair =
+      apart ? (number - a.clusters) * a.apart_block_pairs : number * a.block_pairs;
+  const int block_pairs = apart ? min(a.apart_block_pairs, a.apart_pairs - first_pair)
+                                : min(a.block_pairs, a.pairs - first_pair);
+  const int pair = part_begin(block_pairs, team, a.teams);
+  const int pairs = part_begin(block_pairs, team + 1, a.teams) - pair;
+  const int block_tile = part_begin(a.across, rank, splits);
+  const int block_tiles = part_begin(a.across, rank + 1, splits) - block_tile;
+  const int tile = part_begin(block_tiles, slice, a.slices);
+  const int tiles = part_begin(block_tiles, slice + 1, a.slices) - tile;
+  grid_release();
+
+  // Activations [token][column], behind them sums of groups, and the rings.
+  auto* x = reinterpret_cast<__nv_bfloat16*>(shared);
+  const int groups = a.most_tiles * SmallTile::kGroups;
+  const GroupSums<kTiles> of_groups{
+      reinterpret_cast<float*>(shared + a.tokens * a.pitch * sizeof(__nv_bfloat16)),
+      groups * GroupSums<kTiles>::kPitch};
+  unsigned char* rings =
+      reinterpret_cast<unsigned char*>(of_groups.at) + group_bytes<kType, kTiles>(a.most_tiles);
+  const uint32_t of_row = a.across * SmallTileOf<kType>::kBytes;
+  const int upper = (first_pair + pair) * (a.gated ? 1 : 2);
+  const int odd = a.down % 2 == 0 ? -1 : a.pairs - 1 - first_pair - pair;
+  const int lower = upper + (a.gated ? a.rows / SmallTile::kRows : 1);
+  const uint32_t first_column = (block_tile + tile) * SmallTileOf<kType>::kBytes;
+  PairStream<kType> stream(rings + warp * kSlots<kType> * kPairBytes<kType>, a.weight,
+                           {.upper = upper * of_row + first_column,
+                            .lower = lower * of_row + first_column,
+                            .next = (a.gated ? 1 : 2) * of_row,
+                            .odd = odd},
+                           pairs, apart ? 0 : tiles);
+  const Barrier barrier{loaded};
+  if (threadIdx.x == 0) {
+    barrier.init(1);
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  }
+  const int column = block_tile * SmallTile::kColumns;
+  const int columns = min(block_tiles * SmallTile::kColumns, a.cols - column);
+  const int beyond = (block_tiles * SmallTile::kColumns - columns) / 8;
+  for (int i = threadIdx.x; i < beyond * a.tokens; i += blockDim.x) {
+    uint4* row = reinterpret_cast<uint4*>(x + i / beyond * a.pitch + columns);
+    row[i % beyond] = make_uint4(0, 0, 0, 0);
+  }
+  __syncthreads();
+  grid_wait();
+  if (warp == 0) {
+    const uint32_t bytes = columns * sizeof(__nv_bfloat16);
+    if (lane == 0) barrier.arrive_and_expect(a.tokens * bytes);
+    __syncwarp();
+    if (lane < a.tokens) {
+      copy_bulk(x + lane * a.pitch, a.x + int64_t{lane} * a.cols + column, bytes, barrier);
+    }
+  }
+  barrier.wait(0);
+
+  const __nv_bfloat16* token[kTiles];
+  const auto begin_at = [&](int columns) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      token[t] = x + min(t * 8 + lane / 4, a.tokens - 1) * a.pitch + columns * SmallTile::kColumns +
+                 lane % 4 * 8;
+    }
+  };
+  if constexpr (kType == DType::kQ4) {
+    for (int t = warp; t < block_tiles; t += blockDim.x / 32) {
+      begin_at(t);
+      of_groups.compute(token, t);
+    }
+    __syncthreads();
+  }
+  begin_at(tile);
+  const float* group_sums =
+      of_groups.at + (tile * SmallTile::kGroups + lane % 4) * GroupSums<kTiles>::kPitch + lane / 4;
+  float sums[kMostPairs][kTiles][4] = {};
+  for (int t = 0; apart && t < tiles; ++t) {
+    const int at = column + (tile + t) * SmallTile::kColumns + lane % 4 * 8;
+#pragma unroll
+    for (int p = 0; p < kMostPairs; ++p) {
+      if (p >= pairs) break;
+      const int row = (first_pair + pair + p) * kPairRows + lane / 4;
+      const auto row_at = [&](int r) {
+        return a.apart + int64_t{min(r, a.apart_rows - 1)} * a.cols + at;
+      };
+      add_dense(row_at(row), row_at(row + SmallTile::kRows), a.cols - at, token, sums[p]);
+    }
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) token[i] += SmallTile::kColumns;
+  }
+  for (int t = 0; !apart && t < tiles; ++t) {
+    if (pairs == 2) {
+      const unsigned char* at = stream.template wait<2>();
+      add_pairs<kType, kTiles, 2>(at, token, group_sums, of_groups.to_low, sums);
+      stream.template refill<2>();
+    } else if (pairs == 1) {
+      const unsigned char* at = stream.template wait<1>();
+      add_pairs<kType, kTiles, 1>(at, token, group_sums, of_groups.to_low, sums);
+      stream.template refill<1>();
+    }
+    group_sums += SmallTile::kGroups * GroupSums<kTiles>::kPitch;
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) token[i] += SmallTile::kColumns;
+  }
+
+  copy_wait<0>();
+  __syncthreads();
+  const int pitch = a.block_pairs * kPairRows + 4;  // so that no two lanes meet in a bank
+  float* partial = reinterpret_cast<float*>(shared);
+  store_sums(sums, pairs, a.tokens, pitch, partial + slice * a.tokens * pitch + pair * kPairRows);
+  __syncthreads();
+  const int outputs = a.gated ? SmallTile::kRows : kPairRows;
+  finish(a, cluster, (apart ? a.rows : 0) + first_pair * outputs,
+         a.rows + (apart ? a.apart_rows : 0), block_pairs, pitch, partial);
+#endif
+}
+
+}  // namespace gsa::cuda::batch
