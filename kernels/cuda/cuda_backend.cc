@@ -28,10 +28,6 @@ namespace {
 
 using namespace cuda;
 
-// Rows to which a step of n sequences is filled up, so that one recording serves all sizes of its
-// bucket.
-int64_t bucket_of(int64_t n) { return n <= kStreamTokens ? n : (n + 7) / 8 * 8; }
-
 MatVec mat_vec_of(const NormProject& args, int64_t rows) {
   return {.x = args.x.f32(),
           .tokens = static_cast<int>(rows),
@@ -76,7 +72,7 @@ class CudaBackend final : public Backend {
   int64_t free_memory() const override { return cuda::free_memory(); }
   double measure_read_bandwidth() override { return cuda::measure_read_bandwidth(alone_); }
 
-  std::vector<int64_t> decode_sizes(int64_t most) const override;
+  std::vector<int64_t> decode_sizes(int64_t most) const override { return bucket_sizes(most); }
   void reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) override;
   bool begin_step(const Step& step) override;
   bool end_step() override;
@@ -191,14 +187,6 @@ void CudaBackend::copy(const void* from, size_t bytes, void* to) {
 
 void CudaBackend::fill(float* device, int64_t count, float value) {
   cuda::fill(alone_, device, count, value);
-}
-
-std::vector<int64_t> CudaBackend::decode_sizes(int64_t most) const {
-  std::vector<int64_t> sizes;
-  for (int64_t n = 1; n <= most; ++n) {
-    if (n == most || bucket_of(n + 1) != bucket_of(n)) sizes.push_back(n);
-  }
-  return sizes;
 }
 
 void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) {

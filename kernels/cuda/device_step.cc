@@ -4,6 +4,8 @@
 #include <cassert>
 #include <cstring>
 
+#include "kernels/cuda/stream_plan.h"
+
 namespace gsa::cuda {
 namespace {
 
@@ -12,6 +14,16 @@ constexpr size_t kAlignment = 16;
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
+
+int64_t bucket_of(int64_t n) { return n <= kStreamTokens ? n : (n + 7) / 8 * 8; }
+
+std::vector<int64_t> bucket_sizes(int64_t most) {
+  std::vector<int64_t> sizes;
+  for (int64_t n = 1; n <= most; ++n) {
+    if (n == most || bucket_of(n + 1) != bucket_of(n)) sizes.push_back(n);
+  }
+  return sizes;
+}
 
 void DeviceStep::reserve(const StepLimits& limits) {
   // Every token may be a segment and a tile of its own.

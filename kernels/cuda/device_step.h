@@ -12,6 +12,12 @@
 
 namespace gsa::cuda {
 
+// Rows to which a step that decodes n sequences is filled up, so that one recording serves all
+// sizes of its bucket.
+int64_t bucket_of(int64_t n);
+// The largest number of sequences, up to `most`, of every bucket.
+std::vector<int64_t> bucket_sizes(int64_t most);
+
 // The index arrays of a step, uploaded in one piece. Their places depend on the counts alone, so
 // that a recorded step finds those of a later one with equal counts.
 class DeviceStep {
