@@ -1,5 +1,5 @@
-// What small_few's kernel works on: who has which part of it, and how weights and activations come
-// into shared memory.
+// What small_mat_vec's kernel works on: who has which part of it, and how weights and activations
+// come into shared memory.
 #pragma once
 
 #include "kernels/cuda/halves.cuh"
