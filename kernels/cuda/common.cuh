@@ -11,6 +11,8 @@
 
 namespace gsa::cuda {
 
+constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   throw Error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstdint>
 #include <optional>
 
 #include "kernels/cuda/small_batch_kernel.cuh"
@@ -25,8 +26,6 @@ struct Division {
 size_t room(const Launch& how) {
   return how.shared_limit - 1024;  // for the barriers
 }
-
-int round_up_division(int a, int b) { return (a + b - 1) / b; }
 
 // Pairs of rows: of a weight, and apart.
 struct Pairs {
@@ -55,26 +54,26 @@ Division divide(const Launch& how, const Pairs& pairs, int across, int tokens, i
   Division d{.splits = splits};
   constexpr int kDenseBytes = kPairRows * SmallTile::kColumns * sizeof(__nv_bfloat16);
   const int slots = slots_of<kType>(how, splits);
-  const int like_apart = round_up_division(pairs.apart * kDenseBytes, kPairBytes<kType>);
+  const int like_apart = ceil_div(pairs.apart * kDenseBytes, kPairBytes<kType>);
   const int all = pairs.small + like_apart;  // as many as there are bytes of
-  const int waves = d.waves = round_up_division(all, slots * kMostWarps * kMostPairs);
-  d.block_pairs = round_up_division(all, slots * waves) - 1;
+  const int waves = d.waves = ceil_div(all, slots * kMostWarps * kMostPairs);
+  d.block_pairs = ceil_div(all, slots * waves) - 1;
   do {
     ++d.block_pairs;
-    d.clusters = round_up_division(pairs.small, d.block_pairs);
+    d.clusters = ceil_div(pairs.small, d.block_pairs);
     if (pairs.apart == 0) break;
-    const int clusters = std::min(round_up_division(like_apart, d.block_pairs), pairs.apart);
-    d.apart_block_pairs = round_up_division(pairs.apart, clusters);
-    d.apart_clusters = round_up_division(pairs.apart, d.apart_block_pairs);
+    const int clusters = std::min(ceil_div(like_apart, d.block_pairs), pairs.apart);
+    d.apart_block_pairs = ceil_div(pairs.apart, clusters);
+    d.apart_clusters = ceil_div(pairs.apart, d.apart_block_pairs);
   } while (d.clusters + d.apart_clusters > slots * waves &&
            d.block_pairs < kMostWarps * kMostPairs);
   // The fewer pairs a warp has at a time the more often activations are read.
-  const int tiles = d.tiles = round_up_division(across, splits);
+  const int tiles = d.tiles = ceil_div(across, splits);
   d.work = 0;
-  for (int teams = round_up_division(d.block_pairs, kMostPairs);
+  for (int teams = ceil_div(d.block_pairs, kMostPairs);
        teams <= std::min(d.block_pairs, kMostWarps); ++teams) {
     const int slices = std::min(kMostWarps / teams, tiles);
-    const int work = round_up_division(d.block_pairs, teams) * round_up_division(tiles, slices);
+    const int work = ceil_div(d.block_pairs, teams) * ceil_div(tiles, slices);
     if (d.work > 0 && work >= d.work) continue;
     d.work = work;
     d.teams = teams;
@@ -164,7 +163,7 @@ void launch_batch(const Launch& how, const SmallBatch& m) {
 bool small_batch_takes(const Launch& how, const SmallBatch& m) {
   if (!how.clusters || !is_quantized(m.weight.dtype)) return false;
   if (m.tokens <= kMatVecTokens || m.tokens > kSmallBatchTokens) return false;
-  if (m.weight.shape[1] % 8 != 0) return false;
+  if (m.weight.shape[1] % 8 != 0 || small_bytes(m.weight) > UINT32_MAX) return false;
   if (m.apart && (m.apart.dtype != DType::kBF16 || m.gated)) return false;
   if (m.gated && m.weight.shape[0] % (2 * SmallTile::kRows) != 0) return false;
   return m.weight.dtype == DType::kQ8 ? choose<DType::kQ8>(how, m).has_value()

@@ -1,5 +1,4 @@
-// Products of q8 and q4 weights with more tokens than small_matvec takes, bound by reading the
-// weights.
+// Products of q8 and q4 weights with 5 to 16 tokens, bound by reading the weights.
 #pragma once
 
 #include "kernels/cuda/matvec.cuh"
@@ -21,7 +20,8 @@ struct SmallBatch {
 };
 
 // Whether small_batch takes it, on a device with thread block clusters: so many tokens; of columns
-// whole vectors of eight, whose activations fit; where gated, rows in whole tiles.
+// whole vectors of eight, whose activations fit; where gated, rows in whole tiles; a weight below 4
+// GiB.
 bool small_batch_takes(const Launch& how, const SmallBatch& args);
 
 // The integers are exact in bfloat16 and groups are summed and scaled in float32, so the

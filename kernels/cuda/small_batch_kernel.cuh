@@ -136,129 +136,184 @@ __device__ __forceinline__ void finish(const Args& a, const Cluster& cluster, in
   cluster.sync();  // the others have read this block's sums
 }
 
+// The part of the work that a warp has.
+struct Part {
+  int warp, slice;
+  bool apart;                   // the cluster has rows apart
+  int first_pair, block_pairs;  // of the cluster
+  int pair, pairs;              // of these the warp's
+  int block_tile, block_tiles;  // columns of tiles of the block
+  int tile, tiles;              // of these the warp's
+  int first_column, columns;    // of the block
+  int beyond;                   // columns of its last tile that there are not
+
+  __device__ Part(const Args& a, int rank, int splits)
+      : warp(threadIdx.x / 32), slice(warp % a.slices) {
+    const int number = blockIdx.x / splits, team = warp / a.slices;
+    apart = number >= a.clusters;
+    first_pair = apart ? (number - a.clusters) * a.apart_block_pairs : number * a.block_pairs;
+    block_pairs = apart ? min(a.apart_block_pairs, a.apart_pairs - first_pair)
+                        : min(a.block_pairs, a.pairs - first_pair);
+    pair = part_begin(block_pairs, team, a.teams);
+    pairs = part_begin(block_pairs, team + 1, a.teams) - pair;
+    block_tile = part_begin(a.across, rank, splits);
+    block_tiles = part_begin(a.across, rank + 1, splits) - block_tile;
+    tile = part_begin(block_tiles, slice, a.slices);
+    tiles = part_begin(block_tiles, slice + 1, a.slices) - tile;
+    first_column = block_tile * SmallTile::kColumns;
+    columns = min(block_tiles * SmallTile::kColumns, a.cols - first_column);
+    beyond = block_tiles * SmallTile::kColumns - columns;
+  }
+};
+
+// Where the weights of a warp are, for its stream.
+template <DType kType>
+__device__ __forceinline__ typename PairStream<kType>::Place place_of(const Args& a,
+                                                                      const Part& part) {
+  const uint32_t of_row = a.across * SmallTileOf<kType>::kBytes;
+  const uint32_t first = (part.block_tile + part.tile) * SmallTileOf<kType>::kBytes;
+  const int upper = (part.first_pair + part.pair) * (a.gated ? 1 : 2);
+  const int lower = upper + (a.gated ? a.rows / SmallTile::kRows : 1);
+  return {.upper = upper * of_row + first,
+          .lower = lower * of_row + first,
+          .next = (a.gated ? 1 : 2) * of_row,
+          .odd = a.down % 2 == 0 ? -1 : a.pairs - 1 - part.first_pair - part.pair};
+}
+
+// Zeros behind the activations' columns.
+__device__ __forceinline__ void clear_beyond(const Args& a, const Part& part, __nv_bfloat16* x) {
+  const int vectors = part.beyond / 8;
+  for (int i = threadIdx.x; i < vectors * a.tokens; i += blockDim.x) {
+    uint4* row = reinterpret_cast<uint4*>(x + i / vectors * a.pitch + part.columns);
+    row[i % vectors] = make_uint4(0, 0, 0, 0);
+  }
+}
+
+// The activations of the block's columns; called by one warp.
+__device__ __forceinline__ void ask_for_activations(const Args& a, const Part& part,
+                                                    __nv_bfloat16* x, const Barrier& loaded) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t bytes = part.columns * sizeof(__nv_bfloat16);
+  if (lane == 0) loaded.arrive_and_expect(a.tokens * bytes);
+  __syncwarp();
+  if (lane < a.tokens) {
+    copy_bulk(x + lane * a.pitch, a.x + int64_t{lane} * a.cols + part.first_column, bytes, loaded);
+  }
+}
+
+// This lane's activations of a column of tiles of the block.
+template <int kTiles>
+struct Tokens {
+  const __nv_bfloat16* at[kTiles];
+
+  __device__ Tokens(const Args& a, const __nv_bfloat16* x, int column) {
+    const int n = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      at[t] = x + min(t * 8 + n, a.tokens - 1) * a.pitch + column * SmallTile::kColumns + j * 8;
+    }
+  }
+  __device__ __forceinline__ void next() {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) at[t] += SmallTile::kColumns;
+  }
+};
+
+// The warp's columns of its rows apart.
+template <int kTiles>
+__device__ __forceinline__ void add_apart(const Args& a, const Part& part, Tokens<kTiles> tokens,
+                                          float (&sums)[kMostPairs][kTiles][4]) {
+  const int lane = threadIdx.x % 32;
+  for (int t = 0; t < part.tiles; ++t, tokens.next()) {
+    const int at = part.first_column + (part.tile + t) * SmallTile::kColumns + lane % 4 * 8;
+#pragma unroll
+    for (int p = 0; p < kMostPairs; ++p) {
+      if (p >= part.pairs) break;
+      const int row = (part.first_pair + part.pair + p) * kPairRows + lane / 4;
+      const auto row_at = [&](int r) {
+        return a.apart + int64_t{min(r, a.apart_rows - 1)} * a.cols + at;
+      };
+      add_dense(row_at(row), row_at(row + SmallTile::kRows), a.cols - at, tokens.at, sums[p]);
+    }
+  }
+}
+
+// The same of its small weights. `group_sums` is this lane's.
+template <DType kType, int kTiles>
+__device__ __forceinline__ void add_small(const Part& part, PairStream<kType>& stream,
+                                          Tokens<kTiles> tokens, const float* group_sums,
+                                          int to_low, float (&sums)[kMostPairs][kTiles][4]) {
+  for (int t = 0; t < part.tiles; ++t, tokens.next()) {
+    if (part.pairs == 2) {
+      const unsigned char* at = stream.template wait<2>();
+      add_pairs<kType, kTiles, 2>(at, tokens.at, group_sums, to_low, sums);
+      stream.template refill<2>();
+    } else if (part.pairs == 1) {
+      const unsigned char* at = stream.template wait<1>();
+      add_pairs<kType, kTiles, 1>(at, tokens.at, group_sums, to_low, sums);
+      stream.template refill<1>();
+    }
+    group_sums += SmallTile::kGroups * GroupSums<kTiles>::kPitch;
+  }
+}
+
 template <DType kType, int kTiles>
 __global__ void __launch_bounds__(kMostWarps * 32, 1) batch_kernel(const __grid_constant__ Args a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // small_batch_takes() nothing for others
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ uint64_t loaded[1];
   const auto cluster = cooperative_groups::this_cluster();
-  const int rank = cluster.block_rank(), splits = cluster.num_blocks();
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int team = warp / a.slices, slice = warp % a.slices;
-  const int number = blockIdx.x / splits;
-  const bool apart = number >= a.clusters;
-  const int first_pair =
-      apart ? (number - a.clusters) * a.apart_block_pairs : number * a.block_pairs;
-  const int block_pairs = apart ? min(a.apart_block_pairs, a.apart_pairs - first_pair)
-                                : min(a.block_pairs, a.pairs - first_pair);
-  const int pair = part_begin(block_pairs, team, a.teams);
-  const int pairs = part_begin(block_pairs, team + 1, a.teams) - pair;
-  const int block_tile = part_begin(a.across, rank, splits);
-  const int block_tiles = part_begin(a.across, rank + 1, splits) - block_tile;
-  const int tile = part_begin(block_tiles, slice, a.slices);
-  const int tiles = part_begin(block_tiles, slice + 1, a.slices) - tile;
+  const Part part(a, cluster.block_rank(), cluster.num_blocks());
   grid_release();
 
   // Activations [token][column], behind them sums of groups, and the rings.
   auto* x = reinterpret_cast<__nv_bfloat16*>(shared);
-  const int groups = a.most_tiles * SmallTile::kGroups;
   const GroupSums<kTiles> of_groups{
       reinterpret_cast<float*>(shared + a.tokens * a.pitch * sizeof(__nv_bfloat16)),
-      groups * GroupSums<kTiles>::kPitch};
+      a.most_tiles * SmallTile::kGroups * GroupSums<kTiles>::kPitch};
   unsigned char* rings =
       reinterpret_cast<unsigned char*>(of_groups.at) + group_bytes<kType, kTiles>(a.most_tiles);
-  const uint32_t of_row = a.across * SmallTileOf<kType>::kBytes;
-  const int upper = (first_pair + pair) * (a.gated ? 1 : 2);
-  const int odd = a.down % 2 == 0 ? -1 : a.pairs - 1 - first_pair - pair;
-  const int lower = upper + (a.gated ? a.rows / SmallTile::kRows : 1);
-  const uint32_t first_column = (block_tile + tile) * SmallTileOf<kType>::kBytes;
-  PairStream<kType> stream(rings + warp * kSlots<kType> * kPairBytes<kType>, a.weight,
-                           {.upper = upper * of_row + first_column,
-                            .lower = lower * of_row + first_column,
-                            .next = (a.gated ? 1 : 2) * of_row,
-                            .odd = odd},
-                           pairs, apart ? 0 : tiles);
+  PairStream<kType> stream(rings + part.warp * kSlots<kType> * kPairBytes<kType>, a.weight,
+                           place_of<kType>(a, part), part.pairs, part.apart ? 0 : part.tiles);
   const Barrier barrier{loaded};
   if (threadIdx.x == 0) {
     barrier.init(1);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
-  const int column = block_tile * SmallTile::kColumns;
-  const int columns = min(block_tiles * SmallTile::kColumns, a.cols - column);
-  const int beyond = (block_tiles * SmallTile::kColumns - columns) / 8;
-  for (int i = threadIdx.x; i < beyond * a.tokens; i += blockDim.x) {
-    uint4* row = reinterpret_cast<uint4*>(x + i / beyond * a.pitch + columns);
-    row[i % beyond] = make_uint4(0, 0, 0, 0);
-  }
+  clear_beyond(a, part, x);
   __syncthreads();
   grid_wait();
-  if (warp == 0) {
-    const uint32_t bytes = columns * sizeof(__nv_bfloat16);
-    if (lane == 0) barrier.arrive_and_expect(a.tokens * bytes);
-    __syncwarp();
-    if (lane < a.tokens) {
-      copy_bulk(x + lane * a.pitch, a.x + int64_t{lane} * a.cols + column, bytes, barrier);
-    }
-  }
+  if (part.warp == 0) ask_for_activations(a, part, x, barrier);
   barrier.wait(0);
 
-  const __nv_bfloat16* token[kTiles];
-  const auto begin_at = [&](int columns) {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      token[t] = x + min(t * 8 + lane / 4, a.tokens - 1) * a.pitch + columns * SmallTile::kColumns +
-                 lane % 4 * 8;
-    }
-  };
   if constexpr (kType == DType::kQ4) {
-    for (int t = warp; t < block_tiles; t += blockDim.x / 32) {
-      begin_at(t);
-      of_groups.compute(token, t);
+    for (int t = part.warp; t < part.block_tiles; t += blockDim.x / 32) {
+      of_groups.compute(Tokens<kTiles>(a, x, t).at, t);
     }
     __syncthreads();
   }
-  begin_at(tile);
-  const float* group_sums =
-      of_groups.at + (tile * SmallTile::kGroups + lane % 4) * GroupSums<kTiles>::kPitch + lane / 4;
   float sums[kMostPairs][kTiles][4] = {};
-  for (int t = 0; apart && t < tiles; ++t) {
-    const int at = column + (tile + t) * SmallTile::kColumns + lane % 4 * 8;
-#pragma unroll
-    for (int p = 0; p < kMostPairs; ++p) {
-      if (p >= pairs) break;
-      const int row = (first_pair + pair + p) * kPairRows + lane / 4;
-      const auto row_at = [&](int r) {
-        return a.apart + int64_t{min(r, a.apart_rows - 1)} * a.cols + at;
-      };
-      add_dense(row_at(row), row_at(row + SmallTile::kRows), a.cols - at, token, sums[p]);
-    }
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) token[i] += SmallTile::kColumns;
-  }
-  for (int t = 0; !apart && t < tiles; ++t) {
-    if (pairs == 2) {
-      const unsigned char* at = stream.template wait<2>();
-      add_pairs<kType, kTiles, 2>(at, token, group_sums, of_groups.to_low, sums);
-      stream.template refill<2>();
-    } else if (pairs == 1) {
-      const unsigned char* at = stream.template wait<1>();
-      add_pairs<kType, kTiles, 1>(at, token, group_sums, of_groups.to_low, sums);
-      stream.template refill<1>();
-    }
-    group_sums += SmallTile::kGroups * GroupSums<kTiles>::kPitch;
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) token[i] += SmallTile::kColumns;
+  const Tokens<kTiles> tokens(a, x, part.tile);
+  if (part.apart) {
+    add_apart(a, part, tokens, sums);
+  } else {
+    const int lane = threadIdx.x % 32;
+    const float* group_sums =
+        of_groups.at + (part.tile * SmallTile::kGroups + lane % 4) * GroupSums<kTiles>::kPitch +
+        lane / 4;
+    add_small(part, stream, tokens, group_sums, of_groups.to_low, sums);
   }
 
   copy_wait<0>();
   __syncthreads();
   const int pitch = a.block_pairs * kPairRows + 4;  // so that no two lanes meet in a bank
   float* partial = reinterpret_cast<float*>(shared);
-  store_sums(sums, pairs, a.tokens, pitch, partial + slice * a.tokens * pitch + pair * kPairRows);
+  store_sums(sums, part.pairs, a.tokens, pitch,
+             partial + part.slice * a.tokens * pitch + part.pair * kPairRows);
   __syncthreads();
   const int outputs = a.gated ? SmallTile::kRows : kPairRows;
-  finish(a, cluster, (apart ? a.rows : 0) + first_pair * outputs,
-         a.rows + (apart ? a.apart_rows : 0), block_pairs, pitch, partial);
+  finish(a, cluster, (part.apart ? a.rows : 0) + part.first_pair * outputs,
+         a.rows + (part.apart ? a.apart_rows : 0), part.block_pairs, pitch, partial);
 #endif
 }
 

@@ -82,10 +82,6 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   __shared__ float squares[kTokens * kMostWarps];
   if (blockIdx.x >= a.blocks) return dense::run(apart, blockIdx.x - a.blocks, shared, squares);
   grid_release();
-  // Before the weights, behind which they would wait.
-  if (a.norm_weight != nullptr) {
-    for (int c = threadIdx.x * 32; c < a.cols; c += blockDim.x * 32) prefetch(a.norm_weight + c);
-  }
   const Part part(a);
   using Stream = TileStream<kType>;
   Stream stream(a, part, shared);
@@ -94,6 +90,9 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   // [unit][slice][token][row]
   const Panel<kType, kTokens> panel(
       reinterpret_cast<unsigned char*>(partial + a.units * a.slices * kTokens * kRows), a);
+  if (a.norm_weight != nullptr) {
+    for (int c = threadIdx.x * 32; c < a.cols; c += blockDim.x * 32) prefetch(a.norm_weight + c);
+  }
   grid_wait();
 
   const float before = Output<kTokens>(a, part, threadIdx.x).before(a);
@@ -136,8 +135,6 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
 
   finish_units<kTokens>(a, part, partial, squares, before);
 }
-
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // Divides a block's work between so many warps at most, so that the one with the most has the
 // least, and its shared memory between the rings, the sums and the activations; returns how much it

@@ -16,10 +16,9 @@ int under_way(int64_t layer_bytes, bool small) {
   return (small ? 40 : 48) * 1024;
 }
 // Small weights of a layer for a block beyond which the warps of several kernels widen them faster
-// than the few of this one.
-constexpr int64_t kManySmall = int64_t{1} << 20;
+// than the few of this one. By measurement, of layers of 0.4 and 0.6 million.
+constexpr int64_t kManySmall = int64_t{1} << 19;
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 bool power_of_two(int n) { return n > 0 && std::has_single_bit(static_cast<unsigned>(n)); }
 
 // Divides up to so many outputs into tiles of so many rows at most, equal ones if these come out
