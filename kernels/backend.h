@@ -164,7 +164,8 @@ class Backend {
   virtual double measure_read_bandwidth() = 0;
 
   // Numbers of sequences, up to `most`, whose steps of decoding have something set up when they are
-  // first met. Others are filled up to one of these.
+  // first met, as far as that is worth doing beforehand. Those between are filled up to one of
+  // these.
   virtual std::vector<int64_t> decode_sizes(int64_t most) const {
     (void)most;
     return {};

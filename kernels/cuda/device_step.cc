@@ -18,6 +18,7 @@ size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kA
 int64_t bucket_of(int64_t n) { return n <= kStreamTokens ? n : (n + 7) / 8 * 8; }
 
 std::vector<int64_t> bucket_sizes(int64_t most) {
+  most = std::min<int64_t>(most, 256);
   std::vector<int64_t> sizes;
   for (int64_t n = 1; n <= most; ++n) {
     if (n == most || bucket_of(n + 1) != bucket_of(n)) sizes.push_back(n);

@@ -15,7 +15,8 @@ namespace gsa::cuda {
 // Rows to which a step that decodes n sequences is filled up, so that one recording serves all
 // sizes of its bucket.
 int64_t bucket_of(int64_t n);
-// The largest number of sequences, up to `most`, of every bucket.
+// The largest number of sequences of every bucket, up to `most` and to 256: to prepare steps of
+// more would take a start too long.
 std::vector<int64_t> bucket_sizes(int64_t most);
 
 // The index arrays of a step, uploaded in one piece. Their places depend on the counts alone, so
