@@ -1,6 +1,7 @@
 #include "kernels/tensor.h"
 
 #include <cassert>
+#include <vector>
 
 #include "kernels/error.h"
 #include "kernels/quantized.h"
@@ -54,6 +55,15 @@ std::string_view dtype_name(DType dtype) {
       return "q4";
   }
   throw Error("unknown dtype {}", static_cast<int>(dtype));
+}
+
+DType type_named(std::string_view name, std::span<const DType> types) {
+  std::vector<std::string_view> names;
+  for (DType type : types) {
+    if (dtype_name(type) == name) return type;
+    names.push_back(dtype_name(type));
+  }
+  throw Error("type {} is not supported, expected {}", name, fmt::join(names, ", "));
 }
 
 TensorView::TensorView(void* data, DType dtype, std::initializer_list<int64_t> dims)

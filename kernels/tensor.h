@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -24,6 +25,8 @@ size_t row_bytes(DType dtype, int64_t columns);
 // The lower-case name users type and read: "f32", "f16", "bf16", "f64", "i32", "i64", "u8", "q8",
 // "q4".
 std::string_view dtype_name(DType dtype);
+// The one of these types that has the name; throws gsa::Error naming them where none has.
+DType type_named(std::string_view name, std::span<const DType> types);
 
 // A dense row-major array of up to four dimensions. Owns nothing: whoever makes a view says how
 // long the memory lives. Views of weights point to read-only memory and are never written.

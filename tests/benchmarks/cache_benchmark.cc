@@ -62,13 +62,11 @@ class Requests {
 
 void add(const std::shared_ptr<const LoadedModel>& model, const std::string& device,
          const std::string& state_type) {
-  const auto type = std::find_if(std::begin(kStateTypes), std::end(kStateTypes),
-                                 [&](DType t) { return dtype_name(t) == state_type; });
-  if (type == std::end(kStateTypes)) throw Error("{} is no type of states", state_type);
+  const DType type = type_named(state_type, kStateTypes);
   for (const std::string kept : {"none", "prompts", "turns"}) {
     const EngineOptions options{.device = device,
                                 .states = 16,
-                                .state_type = *type,
+                                .state_type = type,
                                 .cache_bytes = kept == "none" ? 0 : kCacheBytes};
     benchmark::RegisterBenchmark(
         (kept + "/" + state_type).c_str(),

@@ -15,12 +15,10 @@
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
-#include <initializer_list>
 #include <iterator>
 #include <map>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "checkpoint/config.h"
@@ -114,12 +112,7 @@ class Steps {
   std::map<DType, std::unique_ptr<States>> states_;
 };
 
-DType type_named(std::string_view name, std::initializer_list<DType> types) {
-  for (DType type : types) {
-    if (dtype_name(type) == name) return type;
-  }
-  throw Error("type {} is not supported here", name);
-}
+constexpr DType kWeightTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8, DType::kQ4};
 
 }  // namespace
 }  // namespace gsa
@@ -132,14 +125,12 @@ int main(int argc, char** argv) try {
                  "[--benchmark_...]\n");
     return 2;
   }
-  using enum gsa::DType;
-  const gsa::DType weights =
-      gsa::type_named(argc > 3 ? argv[3] : "bf16", {kF32, kF16, kBF16, kQ8, kQ4});
+  const gsa::DType weights = gsa::type_named(argc > 3 ? argv[3] : "bf16", gsa::kWeightTypes);
   std::vector<std::string> types(argv + std::min(argc, 4), argv + argc);
   if (types.empty()) types = {"f32"};
   gsa::Steps steps(argv[1], argv[2], weights);
   for (const std::string& name : types) {
-    const gsa::DType type = gsa::type_named(name, {kF32, kF16, kBF16});
+    const gsa::DType type = gsa::type_named(name, gsa::kStateTypes);
     const auto add = [&](const char* test, const std::vector<int64_t>& sizes, auto run) {
       for (int64_t size : sizes) {
         benchmark::RegisterBenchmark((std::string(test) + "/" + name).c_str(), run)

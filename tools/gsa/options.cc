@@ -40,13 +40,6 @@ std::vector<std::string> names_of(std::span<const DType> types) {
   return names;
 }
 
-DType type_named(const std::string& name, std::span<const DType> types) {
-  for (DType type : types) {
-    if (name == dtype_name(type)) return type;
-  }
-  throw Error("type {} is not supported, expected {}", name, fmt::join(names_of(types), ", "));
-}
-
 }  // namespace
 
 void add_run_flags(CLI::App& command, RunFlags& flags) {
