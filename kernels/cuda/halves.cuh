@@ -35,26 +35,12 @@ __device__ __forceinline__ float pair_sum(const uint2& halves) {
   return (high.x + high.y) + (low.x + low.y);
 }
 
-// Stores four activations of a token, times w, as halves; returns the sum of what the halves hold.
-template <bool kSum>
-__device__ __forceinline__ float store_halves(const float4& x, const float4& w, __nv_bfloat16* high,
-                                              __nv_bfloat16* low) {
-  const float2 v[2] = {make_float2(x.x * w.x, x.y * w.y), make_float2(x.z * w.z, x.w * w.w)};
-  alignas(8) __nv_bfloat162 hi[2], lo[2];
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    hi[i] = __floats2bfloat162_rn(v[i].x, v[i].y);
-    const float2 h = unpack(hi[i]);
-    lo[i] = __floats2bfloat162_rn(v[i].x - h.x, v[i].y - h.y);
-    if constexpr (kSum) {
-      const float2 l = unpack(lo[i]);
-      sum += (h.x + h.y) + (l.x + l.y);
-    }
-  }
-  *reinterpret_cast<uint2*>(high) = *reinterpret_cast<uint2*>(hi);
-  *reinterpret_cast<uint2*>(low) = *reinterpret_cast<uint2*>(lo);
-  return sum;
+// Stores four activations of a token, times w, as halves.
+__device__ __forceinline__ void store_halves(const float4& x, const float4& w, __nv_bfloat16* high,
+                                             __nv_bfloat16* low) {
+  const uint2 front = split_pair(x.x * w.x, x.y * w.y), back = split_pair(x.z * w.z, x.w * w.w);
+  *reinterpret_cast<uint2*>(high) = make_uint2(front.x, back.x);
+  *reinterpret_cast<uint2*>(low) = make_uint2(front.y, back.y);
 }
 
 }  // namespace gsa::cuda

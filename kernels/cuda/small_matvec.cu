@@ -12,18 +12,14 @@ namespace {
 using namespace few;
 
 // Adds a warp's sums to those of its panels before, as [token][row].
-template <int kTokens>
-__device__ __forceinline__ void add_sums(const float (&sums)[4], bool first, float* to) {
-  const int g = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (i % 2 >= kTokens) continue;
-    const float sum = sums[i] + __shfl_xor_sync(kAllLanes, sums[i], 2);  // the low halves
-    const int token = 2 * j + i % 2;
-    if (token >= kTokens) continue;
-    float& out = to[token * kRows + g + i / 2 * kTileRows];
-    out = first ? sum : out + sum;
-  }
+template <typename Sums>
+__device__ __forceinline__ void add_sums(const Sums& sums, bool first, float* to) {
+  to += threadIdx.x % 32 / 4;
+  sums.finish([&](int token, float upper, float lower) {
+    float* out = to + token * kRows;
+    out[0] = first ? upper : out[0] + upper;
+    out[kTileRows] = first ? lower : out[kTileRows] + lower;
+  });
 }
 
 // One of a block's outputs: number i of [unit][token][row].
@@ -83,21 +79,20 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   if (blockIdx.x >= a.blocks) return dense::run(apart, blockIdx.x - a.blocks, shared, squares);
   grid_release();
   const Part part(a);
-  using Stream = TileStream<kType>;
+  using Stream = TileStream<kType, kTokens>;
   Stream stream(a, part, shared);
   const int warps = blockDim.x / 32;
   float* const partial = reinterpret_cast<float*>(shared + warps * Stream::kRing);
   // [unit][slice][token][row]
   const Panel<kType, kTokens> panel(
-      reinterpret_cast<unsigned char*>(partial + a.units * a.slices * kTokens * kRows), a);
+      reinterpret_cast<unsigned char*>(partial + a.units * a.slices * kTokens * kRows),
+      a.slices * a.panel);
   if (a.norm_weight != nullptr) {
     for (int c = threadIdx.x * 32; c < a.cols; c += blockDim.x * 32) prefetch(a.norm_weight + c);
   }
   grid_wait();
 
   const float before = Output<kTokens>(a, part, threadIdx.x).before(a);
-  const int n = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
-  const int row = n / 4 * kTokens + min(n % 4, a.tokens - 1);
   float own_squares[kTokens] = {};
   for (int p = 0; p * a.panel < a.slice_tiles + (a.longer > 0); ++p) {
     if (p > 0) __syncthreads();
@@ -105,29 +100,17 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
     __syncthreads();
     const int count = min(a.panel, part.tiles - p * a.panel);
     for (int unit = part.group; unit < part.units; unit += a.groups) {
-      SmallOperand operand{
-          panel.x + row * panel.pitch + part.slice * a.panel * SmallTile::kColumns + 8 * j,
-          panel.sums + row * panel.sums_pitch + part.slice * a.panel * SmallTile::kGroups + j};
-      float sums[4] = {};
+      auto operand = panel.operand(part.slice * a.panel);
+      typename Panel<kType, kTokens>::Sums sums;
 #pragma unroll 1
-      for (int i = 0; i < count; i += Stream::kTiles) {
-        const unsigned char* place = stream.wait();
-        const auto add = [&](int k) {
-          const unsigned char* upper = place + k * Stream::Tile::kBytes;
-          add_tile<kType>(upper, upper + Stream::kRowBytes, operand, sums);
-          operand.x += SmallTile::kColumns;
-          operand.sums += SmallTile::kGroups;
-        };
-        if (i + Stream::kTiles <= count) {
-#pragma unroll
-          for (int k = 0; k < Stream::kTiles; ++k) add(k);
-        } else {
-          for (int k = 0; i + k < count; ++k) add(k);
-        }
+      for (int i = 0; i < count; ++i) {
+        const unsigned char* upper = stream.wait();
+        sums.add(upper, upper + Stream::kTileBytes, operand);
+        operand.next();
         __syncwarp();
         stream.refill();
       }
-      add_sums<kTokens>(sums, p == 0, partial + (unit * a.slices + part.slice) * kTokens * kRows);
+      add_sums(sums, p == 0, partial + (unit * a.slices + part.slice) * kTokens * kRows);
     }
   }
   if (a.normalize) keep_squares(own_squares, kTokens, 0, squares);
@@ -152,7 +135,7 @@ size_t divide(Args& a, int warps, size_t room) {
   a.inverse_slices = ceil_div(1 << 16, a.slices);
   a.slice_tiles = a.across / a.slices;
   a.longer = a.across % a.slices;
-  const size_t fixed = a.groups * a.slices * TileStream<kType>::kRing +
+  const size_t fixed = a.groups * a.slices * TileStream<kType, kTokens>::kRing +
                        a.units * a.slices * kTokens * kRows * sizeof(float);
   const auto bytes = [&](int panel) {
     return fixed + Panel<kType, kTokens>::bytes(a.slices * panel);

@@ -2,9 +2,9 @@
 // come into shared memory.
 #pragma once
 
-#include "kernels/cuda/halves.cuh"
 #include "kernels/cuda/matvec_sums.cuh"
-#include "kernels/cuda/small_tiles.cuh"
+#include "kernels/cuda/small_digits.cuh"
+#include "kernels/cuda/small_halves.cuh"
 
 namespace gsa::cuda::few {
 
@@ -39,12 +39,10 @@ struct Args {
   bool normalize, gated, accumulate;
 };
 
-// Pairs of tiles beside each other in a place of a ring, which is filled at once, and places. To
-// ask for more in advance delays the activations: measured with 80 KiB and more for all warps.
-template <DType kType>
-constexpr int kPlaceTiles = kType == DType::kQ4 ? 2 : 1;
-template <DType kType>
-constexpr int kDepth = 4 / kPlaceTiles<kType>;
+// Places of a ring, each of a pair of tiles. To ask for more in advance delays the activations, of
+// which four tokens have more.
+template <DType kType, int kTokens>
+constexpr int kDepth = (kType == DType::kQ4 ? 5 : 4) - (kTokens == 4);
 
 // The part of the work that a warp has.
 struct Part {
@@ -66,28 +64,26 @@ struct Part {
 };
 
 // A warp's weights on their way through its ring: of each panel, those of one unit after the other.
-template <DType kType>
+template <DType kType, int kTokens>
 class TileStream {
  public:
-  using Tile = SmallTileOf<kType>;
-  static constexpr int kTiles = kPlaceTiles<kType>;
-  static constexpr int kRowBytes = kTiles * Tile::kBytes;  // of one row of tiles in a place
-  static constexpr int kRing = kDepth<kType> * 2 * kRowBytes;
+  static constexpr int kTileBytes = SmallTileOf<kType>::kBytes;
+  static constexpr int kRing = kDepth<kType, kTokens> * 2 * kTileBytes;
 
   __device__ TileStream(const Args& a, const Part& part, unsigned char* shared)
       : a_(a),
         part_(part),
-        first_(a.weight + int64_t{part.unit} * a.unit_bytes + part.first * Tile::kBytes +
+        first_(a.weight + int64_t{part.unit} * a.unit_bytes + part.first * kTileBytes +
                threadIdx.x % 32 * 16),
         unit_(part.group - a.groups),
         at_(shared + threadIdx.x / 32 * kRing) {
 #pragma unroll 1
-    for (int i = 0; i < kDepth<kType>; ++i) refill();
+    for (int i = 0; i < kDepth<kType, kTokens>; ++i) refill();
   }
 
   // Waits for the next place.
   __device__ __forceinline__ const unsigned char* wait() const {
-    copy_wait<kDepth<kType> - 1>();
+    copy_wait<kDepth<kType, kTokens> - 1>();
     __syncwarp();
     return at_ + place_;
   }
@@ -95,22 +91,21 @@ class TileStream {
   __device__ __forceinline__ void refill() {
     if (left_ == 0) find_next();
     if (left_ > 0) {
-      const int tiles = min(kTiles, left_);
-      const int lane = threadIdx.x % 32 * 16, bytes = tiles * Tile::kBytes - lane;
+      const int lane = threadIdx.x % 32 * 16;
       unsigned char* const to = at_ + place_ + lane;
       const unsigned char* const lower = from_ + to_lower_;
 #pragma unroll
-      for (int v = 0; v < kRowBytes; v += 32 * 16) {
-        if (v + 32 * 16 <= Tile::kBytes || v < bytes) {
+      for (int v = 0; v < kTileBytes; v += 32 * 16) {
+        if (v + 32 * 16 <= kTileBytes || v + lane < kTileBytes) {
           copy_async(to + v, from_ + v);
-          copy_async(to + kRowBytes + v, lower + v);
+          copy_async(to + kTileBytes + v, lower + v);
         }
       }
-      from_ += kRowBytes;
-      left_ -= tiles;
+      from_ += kTileBytes;
+      --left_;
     }
     copy_commit();
-    place_ += 2 * kRowBytes;
+    place_ += 2 * kTileBytes;
     if (place_ == kRing) place_ = 0;
   }
 
@@ -124,7 +119,7 @@ class TileStream {
       unit_ = part_.group;
     }
     left_ = min(a_.panel, part_.tiles - panel_);
-    from_ = first_ + (int64_t{unit_} * a_.unit_bytes + panel_ * Tile::kBytes);
+    from_ = first_ + (int64_t{unit_} * a_.unit_bytes + panel_ * kTileBytes);
     to_lower_ = unit_ == part_.odd ? 0 : a_.to_lower;
   }
 
@@ -138,49 +133,17 @@ class TileStream {
   int place_ = 0;
 };
 
-// Activations of a panel in shared memory: bfloat16 halves [high and low][kTokens][slice][panel
-// tiles][128], whose sum is the value, and for q4 the sums of all groups as two halves of TF32. The
-// pitches leave rows that are read together in different banks.
+// Activations of a panel in shared memory, those of the slices one behind the other.
 template <DType kType, int kTokens>
-struct Panel {
-  static constexpr bool kSums = kType == DType::kQ4;
-
-  __nv_bfloat16* x;
-  float* sums;
-  int pitch, sums_pitch;
-
-  __device__ Panel(unsigned char* memory, const Args& a)
-      : x(reinterpret_cast<__nv_bfloat16*>(memory)),
-        pitch(pitch_of(a.slices * a.panel)),
-        sums_pitch(sums_pitch_of(a.slices * a.panel)) {
-    sums = reinterpret_cast<float*>(x + 2 * kTokens * pitch);
-  }
-  static size_t bytes(int tiles) {
-    const size_t row = sizeof(__nv_bfloat16) * pitch_of(tiles);
-    return 2 * kTokens * (row + (kSums ? sizeof(float) * sums_pitch_of(tiles) : 0));
-  }
-
-  // Four activations of a token, times w, for 32 lanes.
-  __device__ __forceinline__ void keep(int t, int column, const float4& v, const float4& w) const {
-    __nv_bfloat16* to = x + t * pitch + column;
-    float sum = store_halves<kSums>(v, w, to, to + kTokens * pitch);
-    if constexpr (kSums) {
-      sum = warp_sum<8>(sum);
-      const float part = tf32_part(sum);
-      float* sum_to = sums + t * sums_pitch + column / 32;
-      if (threadIdx.x % 8 == 0) sum_to[0] = part;
-      if (threadIdx.x % 8 == 1) sum_to[kTokens * sums_pitch] = tf32_part(sum - part);
-    }
-  }
-
- private:
-  __host__ __device__ static constexpr int pitch_of(int tiles) {
-    return tiles * SmallTile::kColumns + 32;
-  }
-  __host__ __device__ static constexpr int sums_pitch_of(int tiles) {
-    return tiles * SmallTile::kGroups + 4;
-  }
+struct PanelOf {
+  using Type = DigitsPanel<kType, kTokens>;
 };
+template <DType kType>
+struct PanelOf<kType, 4> {
+  using Type = HalvesPanel<kType>;
+};
+template <DType kType, int kTokens>
+using Panel = typename PanelOf<kType, kTokens>::Type;
 
 // Loads panel `p` of all tokens times the norm's weight, a slice by the warps that take it, and
 // adds up the squares of the plain values.
@@ -188,7 +151,7 @@ template <DType kType, int kTokens>
 __device__ __forceinline__ void load_panel(const Args& a, const Part& part, int p,
                                            const Panel<kType, kTokens>& panel,
                                            float (&squares)[kTokens]) {
-  constexpr int kAtOnce = 4 / kTokens;  // tiles asked for before the first is used
+  constexpr int kAtOnce = kTokens == 1 ? 7 : 4 / kTokens;  // tiles asked for before one is used
   const int begin = p * a.panel, end = min(begin + a.panel, part.tiles), lane = threadIdx.x % 32;
   for (int first = begin + part.group; first < end; first += kAtOnce * a.groups) {
     float4 w[kAtOnce], x[kAtOnce][kTokens];
@@ -213,12 +176,12 @@ __device__ __forceinline__ void load_panel(const Args& a, const Part& part, int 
     for (int i = 0; i < kAtOnce; ++i) {
       const int tile = first + i * a.groups;
       if (tile >= end) break;
-      const int to = (part.slice * a.panel + tile - begin) * SmallTile::kColumns + lane * 4;
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
         const float4& v = x[i][t];
         squares[t] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-        panel.keep(t, to, v, w[i]);
+        panel.keep(t, part.slice * a.panel + tile - begin,
+                   make_float4(v.x * w[i].x, v.y * w[i].y, v.z * w[i].z, v.w * w[i].w));
       }
     }
   }

@@ -58,6 +58,12 @@ class SmallIntegers<DType::kQ8> {
                                          reinterpret_cast<const __nv_bfloat162&>(sign));
     return reinterpret_cast<const uint32_t&>(value);
   }
+  // The integers of columns 8 j to 8 j + 3 and of 8 j + 4 to 8 j + 7, times kTimes: of each four
+  // the first, the third, the second and the fourth.
+  static constexpr float kTimes = 1;
+  __device__ __forceinline__ uint2 bytes(int group) const {
+    return group % 2 == 0 ? make_uint2(words_.x, words_.y) : make_uint2(words_.z, words_.w);
+  }
   // The word of columns 8 j + 4 w to 8 j + 4 w + 3, from their integers.
   __host__ __device__ static uint32_t pack(const uint8_t (&v)[4]) {
     return v[0] | v[2] << 8 | v[1] << 16 | static_cast<uint32_t>(v[3]) << 24;
@@ -80,12 +86,23 @@ class SmallIntegers<DType::kQ4> {
   __device__ __forceinline__ uint32_t pairs(int group, int p) const {
     const uint32_t word =
         group < 2 ? (group == 0 ? words_.x : words_.y) : (group == 2 ? words_.z : words_.w);
-    return and_or(__funnelshift_r(word, word, 4 * p), 0x00780078u, 0x41804180u);
+    const int shift = p % 2 * 8 + p / 2 * 4;
+    return and_or(__funnelshift_r(word, word, shift), 0x00780078u, 0x41804180u);
   }
-  // The word of a group's columns 8 j to 8 j + 7.
+  // Where they lie, they are eight times themselves.
+  static constexpr float kTimes = 8;
+  __device__ __forceinline__ uint2 bytes(int group) const {
+    const uint32_t word =
+        group < 2 ? (group == 0 ? words_.x : words_.y) : (group == 2 ? words_.z : words_.w);
+    return make_uint2(word & 0x78787878u, __funnelshift_r(word, word, 4) & 0x78787878u);
+  }
+  // The word of a group's columns 8 j to 8 j + 7: those of the first four in the lower halves of
+  // the bytes, rotated by three bits.
   __host__ __device__ static uint32_t pack(const uint8_t (&v)[8]) {
     uint32_t word = 0;
-    for (int i = 0; i < 8; ++i) word |= static_cast<uint32_t>(v[i]) << (i / 2 * 4 + i % 2 * 16);
+    for (int i = 0; i < 8; ++i) {
+      word |= static_cast<uint32_t>(v[i]) << (i % 2 * 16 + i / 2 % 2 * 8 + i / 4 * 4);
+    }
     return word << 3 | word >> 29;
   }
 
@@ -93,22 +110,11 @@ class SmallIntegers<DType::kQ4> {
   uint4 words_;
 };
 
-// This lane's part of the activations at the first column of a tile: lane 4 n + j reads column n of
-// the product.
-struct SmallOperand {
-  const __nv_bfloat16* x;  // of columns 8 j to 8 j + 7
-  const float* sums;       // of q4: the sum of the activations of group j, as TF32 halves
-
-  // Columns 8 j to 8 j + 7 of a group.
-  __device__ __forceinline__ uint4 columns(int group) const {
-    return *reinterpret_cast<const uint4*>(x + group * QuantizedRow::kGroup);
-  }
-  __device__ __forceinline__ float sum() const { return *sums; }
-};
-
 // sums += weights times activations for 16 rows, the 8 of tile `upper` and the 8 of
 // tile `lower` (in shared memory), and 128 columns. A lane 4 g + j has the sums of columns 2 j and
-// 2 j + 1 of the product for row g of the upper tile, then for row g of the lower one.
+// 2 j + 1 of the product for row g of the upper tile, then for row g of the lower one. The operand
+// gives columns(group), columns 8 j to 8 j + 7 of a group for column n of the product in lane 4 n +
+// j, and for q4 sum(), the sum of the activations of group j, as TF32 halves.
 template <DType kType, typename Operand>
 __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsigned char* lower,
                                          const Operand& operand, float (&sums)[4]) {

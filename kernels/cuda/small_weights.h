@@ -4,7 +4,8 @@
 // tiles of the same rows lie one behind the other. So whatever part of a matrix a block works on,
 // it reads whole lines of memory, and a tile brings its scales along. Inside of a tile everything
 // lies as the lanes of a warp take it for products of 16 x 16 weights with bfloat16 activations
-// (small_tiles.cuh): lane 4 g + j has row g, and columns 8 j to 8 j + 7 of each group of 32.
+// (small_tiles.cuh) and of 16 x 32 with integer ones (small_digits.cuh): lane 4 g + j has row g,
+// and columns 8 j to 8 j + 7 of each group of 32.
 #pragma once
 
 #include <cstddef>
