@@ -12,7 +12,6 @@
 
 namespace gsa::cuda {
 
-constexpr int kDigits = 3;
 constexpr int kDigitBase = 256;
 
 // a b for int8 a [16, 32], b [32, 8].
@@ -28,8 +27,9 @@ __device__ __forceinline__ void multiply_int8(const uint4& a, uint32_t b0, uint3
 constexpr float kIntegerFloat = 0x1.8p23f;
 constexpr uint32_t kIntegerBits = 0x4b400000;
 
-// The digits of four integers, to each of which kIntegerFloat was added, the lowest first, each as a word in the order in
-// which the integers of a tile lie: the first, the third, the second and the fourth.
+// The digits of four integers, to each of which kIntegerFloat was added, the lowest first, each as
+// a word in the order in which the integers of a tile lie: the first, the third, the second and the
+// fourth.
 __device__ __forceinline__ void digits_of(const float (&v)[4], uint32_t (&digits)[kDigits]) {
   constexpr uint32_t kHalves = 0x808080, kSigns = 0x80808080;
   uint32_t n[4];  // bytes of 128 more than the digits
@@ -38,8 +38,9 @@ __device__ __forceinline__ void digits_of(const float (&v)[4], uint32_t (&digits
   const uint32_t front = __byte_perm(n[0], n[2], 0x5140), back = __byte_perm(n[1], n[3], 0x5140);
   digits[0] = __byte_perm(front, back, 0x5410) ^ kSigns;
   digits[1] = __byte_perm(front, back, 0x7632) ^ kSigns;
-  digits[2] = __byte_perm(__byte_perm(n[0], n[2], 0x0062), __byte_perm(n[1], n[3], 0x0062), 0x5410) ^
-              kSigns;
+  digits[2] =
+      __byte_perm(__byte_perm(n[0], n[2], 0x0062), __byte_perm(n[1], n[3], 0x0062), 0x5410) ^
+      kSigns;
 }
 
 // The larger absolute value; of a NaN and a number the NaN.
@@ -59,14 +60,11 @@ class DigitsPanel {
   using Sums = DigitsSums<kType, kTokens>;
 
   __device__ DigitsPanel(unsigned char* memory, int tiles)
-      : pitch_(pitch_of(tiles)),
+      : pitch_(tiles * SmallTile::kColumns + kDigitsPad),
         digits_(memory),
         scales_(reinterpret_cast<float*>(memory + kTokens * kDigits * pitch_)),
         sums_(scales_ + tiles * kTokens) {}
-  static size_t bytes(int tiles) {
-    const int floats = tiles * kTokens * (1 + (kSums ? SmallTile::kGroups : 0));
-    return kTokens * kDigits * pitch_of(tiles) + (floats + 3) / 4 * 4 * sizeof(float);
-  }
+  static size_t bytes(int tiles) { return digits_bytes(kType, kTokens, tiles); }
 
   // Takes four activations of a token for each lane, those of a whole tile for the warp.
   __device__ __forceinline__ void keep(int t, int tile, const float4& x) const {
@@ -76,9 +74,8 @@ class DigitsPanel {
     const uint32_t most = __reduce_max_sync(kAllLanes, __float_as_uint(most_of_lane));
     const uint32_t power = most & 0x7f800000u;  // more than the half of it
     const float inverse = __uint_as_float(((2 * 127 + kBits) << 23) - power);
-    const float v[4] = {
-        fmaf(x.x, inverse, kIntegerFloat), fmaf(x.y, inverse, kIntegerFloat),
-        fmaf(x.z, inverse, kIntegerFloat), fmaf(x.w, inverse, kIntegerFloat)};
+    const float v[4] = {fmaf(x.x, inverse, kIntegerFloat), fmaf(x.y, inverse, kIntegerFloat),
+                        fmaf(x.z, inverse, kIntegerFloat), fmaf(x.w, inverse, kIntegerFloat)};
     uint32_t digits[kDigits];
     digits_of(v, digits);
     unsigned char* to =
@@ -123,13 +120,10 @@ class DigitsPanel {
 
  private:
   static constexpr bool kSums = kType == DType::kQ4;
-  static constexpr uint32_t kBits = 21;  // the largest number is less than 2 to the power of one more
+  static constexpr uint32_t kBits =
+      21;  // the largest number is less than 2 to the power of one more
   static constexpr float kLeast = 0x1p-100f;
 
-  // Neighbouring rows are in different banks.
-  __host__ __device__ static constexpr int pitch_of(int tiles) {
-    return tiles * SmallTile::kColumns + 64;
-  }
   // Of columns 4 lane to 4 lane + 3: a lane of a product reads 8 of one group and 8 of the next.
   __device__ static int place_of(int lane) {
     const int group = lane / 8, j = lane % 8 / 2;

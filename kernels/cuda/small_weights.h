@@ -39,6 +39,14 @@ struct SmallTileOf : SmallTile {
   static_assert(kBytes % 16 == 0);
 };
 
+// Bytes of the activations of so many columns of tiles as digits (small_digits.cuh).
+constexpr int kDigits = 3;
+constexpr int kDigitsPad = 64;  // of a row, so that neighbours are in different banks
+constexpr int digits_bytes(DType type, int tokens, int tiles) {
+  const int floats = tiles * tokens * (type == DType::kQ4 ? 1 + SmallTile::kGroups : 1);
+  return tokens * kDigits * (tiles * SmallTile::kColumns + kDigitsPad) + (floats + 3) / 4 * 4 * 4;
+}
+
 // Bytes of a matrix [rows, columns] in tiles.
 inline size_t small_bytes(const TensorView& weight) {
   return SmallTile::down(weight.shape[0]) * SmallTile::across(weight.shape[1]) *

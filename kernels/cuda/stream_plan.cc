@@ -83,13 +83,19 @@ bool has_shape(const StreamStep& s, int blocks) {
 // Sets all offsets but the ring's share of them.
 void lay_out(const StreamStep& s, int blocks, StreamPlan& plan) {
   const int tokens = stream_width(s.T), queries = s.H / s.G;
-  int panel = 0, panel_sums = 0;
+  const bool digits = as_digits(s.type, tokens);
+  int digit_bytes = 0, panel = 0, panel_sums = 0;
   // Of the recurrence: two sets of sums over slots, or one over values.
   int partial = queries * std::max(2 * s.M, plan.v_columns) * kStreamWarps;
   for (StreamShare& share : plan.shares) {
     share.take(blocks - 1, blocks, tokens);  // the last block has the most
-    panel = std::max(panel, (share.panel * kPiece + kPanelPad) * tokens);
-    panel_sums = std::max(panel_sums, 2 * (share.panel * kPiece / 32 + kSumsPad) * tokens);
+    if (digits) {
+      digit_bytes = std::max(digit_bytes, digits_bytes(s.type, tokens, share.panel * kPieceTiles));
+    }
+    if (!digits || &share == &plan.shares[kApart]) {
+      panel = std::max(panel, (share.panel * kPiece + kPanelPad) * tokens);
+      panel_sums = std::max(panel_sums, 2 * (share.panel * kPiece / 32 + kSumsPad) * tokens);
+    }
     // They are added up together.
     if (&share == &plan.shares[kApart]) share.partial = plan.shares[kQkvf].sums(tokens);
     partial = std::max(partial, share.partial + share.sums(tokens));
@@ -100,8 +106,9 @@ void lay_out(const StreamStep& s, int blocks, StreamPlan& plan) {
     end = ceil_div(end + static_cast<int>(bytes), 16) * 16;
     return at;
   };
+  plan.digits = take(digit_bytes);
   plan.panel = take(panel * sizeof(float));
-  plan.panel_sums = take(s.type == DType::kQ4 ? panel_sums * sizeof(float) : 0);
+  plan.panel_sums = take(s.type == DType::kQ4 && !digits ? panel_sums * sizeof(float) : 0);
   plan.partial = take(partial * sizeof(float));
   plan.mix = take(((1 + queries) * s.M + plan.inputs) * sizeof(float));
   plan.squares = take(tokens * kStreamWarps * sizeof(float));

@@ -53,6 +53,10 @@ inline constexpr int kStageBytes = stage_bytes(kType);
 template <DType kType>
 inline constexpr int kCopyLanes = copy_lanes(kType);
 
+// Whether activations are digits for products of small weights (small_digits.cuh), or halves, which
+// are made faster but take more instructions in the products.
+constexpr bool as_digits(DType type, int tokens) { return is_quantized(type) && tokens <= 2; }
+
 constexpr int kPanelBytes = 32 * 1024;    // activations in shared memory at a time, at most
 constexpr int kPanelPad = 32;             // columns; neighbouring rows in different banks
 constexpr int kSumsPad = 4;               // of groups of 32 columns, the same
@@ -164,8 +168,8 @@ struct StreamPlan {
   int ring;         // stages
   int flight;       // stages under way at most
   // Offsets in shared memory, and its size, in bytes.
-  int panel, panel_sums, partial, mix, squares, residual, table, layers, unit_table, input_table,
-      barriers, bytes;
+  int digits, panel, panel_sums, partial, mix, squares, residual, table, layers, unit_table,
+      input_table, barriers, bytes;
 };
 
 // Tokens of the kernel that takes a step of so many.

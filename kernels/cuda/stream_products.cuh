@@ -1,7 +1,7 @@
 // Products inside of a persistent kernel.
 #pragma once
 
-#include "kernels/cuda/small_tiles.cuh"
+#include "kernels/cuda/small_digits.cuh"
 #include "kernels/cuda/stream_copier.cuh"
 #include "kernels/cuda/stream_exchange.cuh"
 #include "kernels/cuda/stream_math.cuh"
@@ -21,6 +21,10 @@ struct StreamOperand {
                           : make_uint4(front.z, back.z, front.w, back.w);
   }
   __device__ __forceinline__ float sum() const { return *sums; }
+  __device__ __forceinline__ void next() {
+    x += SmallTile::kColumns;
+    sums += SmallTile::kGroups;
+  }
 };
 
 // The products of a step, of at most kTokens tokens.
@@ -31,6 +35,7 @@ class StreamProducts {
                             const Ring& ring)
       : a_(a),
         ring_(ring),
+        digits_(shared + at.digits),
         panel_(reinterpret_cast<__nv_bfloat16*>(shared + at.panel)),
         panel_sums_(reinterpret_cast<float*>(shared + at.panel_sums)),
         partial_(reinterpret_cast<float*>(shared + at.partial)),
@@ -71,7 +76,7 @@ class StreamProducts {
         if (group + panel > 0) stream_sync();  // nobody still reads what is written next
         if (!apart && (group == 0 || s.panel < s.pieces)) {
           if (panel == 0) clear_squares();
-          gather(s, norm, epoch, panel * kPiece, pieces * kPiece);
+          gather(s, norm, epoch, panel * kPiece, pieces * kPiece, !kAsDigits || which == kQkvf);
           stream_sync();
         }
         if (kSmallType && !apart) {
@@ -95,6 +100,9 @@ class StreamProducts {
 
  private:
   static constexpr bool kSmallType = kSmall<kType>;
+  static constexpr bool kAsDigits = as_digits(kType, kTokens);
+  using SmallTileType = SmallTileOf<kTileType<kType>>;
+  using Digits = DigitsPanel<kTileType<kType>, kTokens>;
   static constexpr int kPairs = (kTokens + 1) / 2;  // of tokens
 
   // Where in a stage this lane's first 16 bytes of each block of columns are: of most tiles, and of
@@ -129,9 +137,10 @@ class StreamProducts {
 
   // Takes a panel of activations of all tokens, times the norm's weight, into shared memory, and
   // adds up this thread's squares of the plain values. Everything is asked for before the first
-  // value is waited for.
+  // value is waited for. Rows apart take halves where others take digits.
   __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, uint32_t epoch,
-                                         int first, int width) {
+                                         int first, int width, bool halves) {
+    const Digits digits = digits_of(s);
     constexpr int kVectors = kTokens == 1 ? 6 : kTokens == 2 ? 3 : 2;
     constexpr int kStride = kStreamThreads * 4;
     const int there = s.cols - first;  // zeros behind them
@@ -159,7 +168,11 @@ class StreamProducts {
         if (begin + i * kStride >= width) break;
         const float4 x = values_of(seen[n]);
         own_squares_[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-        keep(t, begin + i * kStride, x, weight[i]);
+        const float4& w = weight[i];
+        const float4 v = make_float4(x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w);
+        const int column = begin + i * kStride;
+        if constexpr (kAsDigits) digits.keep(t, column / SmallTile::kColumns, v);
+        if (halves) keep(t, column, v);
       }
     }
   }
@@ -178,11 +191,14 @@ class StreamProducts {
     }
   }
 
-  // Four activations of a token, times w, go to the panel as two bfloat16 halves: the first two to
+  __device__ __forceinline__ Digits digits_of(const StreamShare& s) const {
+    return Digits(digits_, s.panel * kPieceTiles);
+  }
+
+  // Four activations of a token go to the panel as two bfloat16 halves: the first two to
   // the one half of a block of columns and the last two to the other, see multiply().
-  __device__ __forceinline__ void keep(int t, int column, const float4& x, const float4& w) {
-    const uint2 front = split_pair(x.x * w.x, x.y * w.y);
-    const uint2 back = split_pair(x.z * w.z, x.w * w.w);
+  __device__ __forceinline__ void keep(int t, int column, const float4& x) {
+    const uint2 front = split_pair(x.x, x.y), back = split_pair(x.z, x.w);
     const int at = column % kBoxColumns;
     uint32_t* high = reinterpret_cast<uint32_t*>(panel_ + 2 * t * pitch_ + column - at) +
                      at % 32 / 8 * 4 + at / 32 * 2 + at % 8 / 4;
@@ -190,7 +206,7 @@ class StreamProducts {
     constexpr int kHalf = kBoxColumns / 4;
     high[0] = front.x, high[kHalf] = back.x;
     low[0] = front.y, low[kHalf] = back.y;
-    if constexpr (kType == DType::kQ4) {
+    if constexpr (kType == DType::kQ4 && !kAsDigits) {
       const float sum = warp_sum<8>(pair_sum(front) + pair_sum(back));
       const float part = tf32_part(sum);
       float* to = panel_sums_ + 2 * t * sums_pitch() + column / 32;
@@ -226,7 +242,7 @@ class StreamProducts {
       float* to = stages.partial + tile * stages.to_tile + piece * kTokens * kTileRows;
       ring_.wait_full();
       if constexpr (kSmallStage) {
-        add_small(has_lower(s, (group + tile) * s.tile_rows),
+        add_small(s, has_lower(s, (group + tile) * s.tile_rows),
                   min(kPieceTiles, (s.cols - (panel + piece) * kPiece + SmallTile::kColumns - 1) /
                                        SmallTile::kColumns),
                   piece * kPiece, to);
@@ -312,27 +328,43 @@ class StreamProducts {
     return front + __shfl_down_sync(kAllLanes, back, 2);
   }
 
-  // The same for a stage of so many tiles of small weights beside each other. Columns 2 t and 2 t +
-  // 1 of the right operand are the halves of token t, and others repeat these.
-  __device__ __forceinline__ void add_small(bool both, int tiles, int column, float* to) {
-    using Tile = SmallTileOf<kTileType<kType>>;
-    const int row = lane_ / 4 % (2 * kTokens), j = lane_ % 4;
-    StreamOperand operand{panel_ + row * pitch_ + column + j * 8,
-                          panel_sums_ + row * sums_pitch() + column / 32 + j};
+  // The same for a stage of so many tiles of small weights beside each other.
+  __device__ __forceinline__ void add_small(const StreamShare& s, bool both, int tiles, int column,
+                                            float* to) {
     const unsigned char* upper = ring_.stage();
-    const unsigned char* lower = both ? upper + kPieceTiles * Tile::kBytes : upper;
-    float sums[4] = {};
+    const unsigned char* lower = both ? upper + kPieceTiles * SmallTileType::kBytes : upper;
+    to += lane_ / 4;
+    if constexpr (kAsDigits) {
+      typename Digits::Sums sums;
+      add_tiles(upper, lower, tiles, digits_of(s).operand(column / SmallTile::kColumns),
+                [&](const auto&... of_tile) { sums.add(of_tile...); });
+      release_stage();
+      sums.finish([&](int token, float above, float below) {
+        to[token * kTileRows] = above;
+        to[token * kTileRows + 8] = below;
+      });
+    } else {
+      // Columns 2 t and 2 t + 1 of the right operand are the halves of token t.
+      const int row = lane_ / 4, j = lane_ % 4;
+      float sums[4] = {};
+      add_tiles(upper, lower, tiles,
+                StreamOperand{panel_ + row * pitch_ + column + j * 8,
+                              panel_sums_ + row * sums_pitch() + column / 32 + j},
+                [&](const auto&... of_tile) { add_tile<kTileType<kType>>(of_tile..., sums); });
+      release_stage();
+      to[j * kTileRows] = sums[0] + sums[1];
+      to[j * kTileRows + 8] = sums[2] + sums[3];
+    }
+  }
+  template <typename Operand, typename Add>
+  __device__ __forceinline__ void add_tiles(const unsigned char* upper, const unsigned char* lower,
+                                            int tiles, Operand operand, const Add& add) {
 #pragma unroll 2
     for (int tile = 0; tile < tiles; ++tile) {
-      add_tile<kTileType<kType>>(upper, lower, operand, sums);
-      upper += Tile::kBytes, lower += Tile::kBytes;
-      operand.x += Tile::kColumns, operand.sums += Tile::kGroups;
+      add(upper, lower, operand);
+      upper += SmallTileType::kBytes, lower += SmallTileType::kBytes;
+      operand.next();
     }
-    release_stage();
-    if (j >= kTokens) return;
-    to += j * kTileRows + lane_ / 4;
-    to[0] = sums[0] + sums[1];
-    to[8] = sums[2] + sums[3];
   }
 
   // Number i of the outputs of a group of tiles for all tokens.
@@ -413,9 +445,10 @@ class StreamProducts {
   float own_squares_[kTokens];
   int pitch_;  // of a row of the panel, in columns
   Ring ring_;
+  unsigned char* digits_;
   // [T][high and low halves][blocks of kBoxColumns][2][4 lanes][2][2] and kPanelPad
   __nv_bfloat16* panel_;
-  float* panel_sums_;  // of q4: [T][two halves][groups of 32 columns] and kSumsPad
+  float* panel_sums_;  // of q4 as halves: [T][two halves][groups of 32 columns] and kSumsPad
   float* partial_;     // see add_stages()
   float* squares_;     // [T][kStreamWarps]
   float* residual_;    // [T][outputs]
