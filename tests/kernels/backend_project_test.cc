@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -101,6 +102,16 @@ class NormProjectCase {
     project(data);
     EXPECT_EQ(x_.get(rows), x) << "the input changed";
     return test::worst_row_error(y_.get(rows), expected(x, before, rows), p_.out);
+  }
+
+  // The product of two rows, in the first of which one column may be that.
+  std::vector<float> with(float value) {
+    Random random(7);
+    std::vector<float> x = random.normal(2 * p_.columns);
+    x[p_.columns / 2] = value;
+    x_.set(x);
+    project(StepData::prompt(2));
+    return y_.get(2);
   }
 
   // The product of kMostRows rows, always the same ones, `chunk` rows a step.
@@ -257,6 +268,18 @@ TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthersForSomeTo
 }
 TEST_P(BackendProducts, NormProjectPutsRowsOfAnotherTypeBehindTheOthersForManyTokens) {
   rows_of_another_type_stand_behind(kMany);
+}
+
+TEST_P(BackendProducts, NormProjectKeepsWhatIsNotANumberToItsToken) {
+  const Product product{300, 100, true, false, {2}};
+  const auto backend = this->backend();
+  NormProjectCase products(*backend, dtype(), product);
+  const std::vector<float> usual = products.with(1);
+  const std::vector<float> broken = products.with(std::numeric_limits<float>::quiet_NaN());
+  for (int64_t i = 0; i < product.out; ++i) {
+    ASSERT_TRUE(std::isnan(broken[i])) << i;
+    ASSERT_EQ(broken[product.out + i], usual[product.out + i]) << i;
+  }
 }
 
 TEST_P(BackendProducts, NormProjectOfARowOfZerosIsZero) {
