@@ -53,10 +53,11 @@ __device__ __forceinline__ float larger(float x, float y) {
 template <DType kType, int kTokens>
 class DigitsSums;
 
-// Activations of kTokens tokens in shared memory.
+// Activations of one or two tokens in shared memory.
 template <DType kType, int kTokens>
 class DigitsPanel {
  public:
+  static_assert(kTokens <= 2);
   using Sums = DigitsSums<kType, kTokens>;
 
   __device__ DigitsPanel(unsigned char* memory, int tiles)
@@ -99,13 +100,12 @@ class DigitsPanel {
   // This lane's part at a tile: lane 4 n + j reads column n of the products.
   struct Operand {
     const unsigned char* digits;
-    const float* scales;  // [tokens]
-    const float* sums;    // of group j, [tokens]
-    int to_pair;          // from the digits of two tokens to the next
+    const float* scale;  // of the token of columns 2 j and 2 j + 1
+    const float* sums;   // of q4, of group j, [tokens]
 
     __device__ __forceinline__ void next() {
       digits += SmallTile::kColumns;
-      scales += kTokens;
+      scale += kTokens;
       sums += SmallTile::kGroups * kTokens;
     }
   };
@@ -113,15 +113,13 @@ class DigitsPanel {
     const int n = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
     const int row = (kTokens == 1 ? 0 : n / 4 * kDigits) + min(n % 4, kDigits - 1);
     return {.digits = digits_ + row * pitch_ + tile * SmallTile::kColumns + 16 * j,
-            .scales = scales_ + tile * kTokens + (kTokens == 1 ? 0 : j / 2),
-            .sums = sums_ + (tile * SmallTile::kGroups + j) * kTokens,
-            .to_pair = 2 * kDigits * pitch_};
+            .scale = scales_ + tile * kTokens + (kTokens == 1 ? 0 : j / 2),
+            .sums = sums_ + (tile * SmallTile::kGroups + j) * kTokens};
   }
 
  private:
   static constexpr bool kSums = kType == DType::kQ4;
-  static constexpr uint32_t kBits =
-      21;  // the largest number is less than 2 to the power of one more
+  static constexpr uint32_t kBits = 21;  // of the largest number, but for its leading one
   static constexpr float kLeast = 0x1p-100f;
 
   // Of columns 4 lane to 4 lane + 3: a lane of a product reads 8 of one group and 8 of the next.
@@ -136,7 +134,7 @@ class DigitsPanel {
   float* sums_;            // of q4: [tiles][groups][kTokens]
 };
 
-// Sums of products of 16 rows with kTokens tokens.
+// Sums of products of 16 rows with the tokens.
 template <DType kType, int kTokens>
 class DigitsSums {
  public:
@@ -148,52 +146,34 @@ class DigitsSums {
                                       const Operand& x) {
     using Tile = SmallTileOf<kType>;
     const int lane = threadIdx.x % 32;
-    const auto halves = [&](const unsigned char* tile) {
-      return *reinterpret_cast<const uint2*>(tile + Tile::kScales + lane / 4 * 8);
-    };
-    const uint2 upper_scales = halves(upper), lower_scales = halves(lower);
-    const auto scale = [](const uint2& four, int group) {
-      const uint32_t two = group < 2 ? four.x : four.y;
-      const __half2 both = reinterpret_cast<const __half2&>(two);
-      return group % 2 == 0 ? __low2float(both) : __high2float(both);
-    };
+    const RowScales<kType> upper_scales(upper), lower_scales(lower);
     SmallIntegers<kType> u, l;
-    float sums[kPairs][2] = {};
-    uint4 digits[kPairs];
+    float above = 0, below = 0;
+    uint4 digits;
 #pragma unroll
     for (int group = 0; group < Tile::kGroups; ++group) {
       u.load(upper, lane, group);
       l.load(lower, lane, group);
-      const uint2 above = u.bytes(group), below = l.bytes(group);
-      const uint4 weights{above.x, below.x, above.y, below.y};
-      const float upper_scale = scale(upper_scales, group);
-      const float lower_scale = scale(lower_scales, group);
-#pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
-        uint4& b = digits[pair];
-        if (group % 2 == 0) {
-          b = *reinterpret_cast<const uint4*>(x.digits + pair * x.to_pair + group / 2 * 64);
-        }
-        int d[4];
-        multiply_int8(weights, group % 2 == 0 ? b.x : b.z, group % 2 == 0 ? b.y : b.w, d);
-        sums[pair][0] += upper_scale * static_cast<float>(d[0] + base_ * d[1]);
-        sums[pair][1] += lower_scale * static_cast<float>(d[2] + base_ * d[3]);
-      }
+      const uint2 of_upper = u.bytes(group), of_lower = l.bytes(group);
+      const uint4 weights{of_upper.x, of_lower.x, of_upper.y, of_lower.y};
+      if (group % 2 == 0) digits = *reinterpret_cast<const uint4*>(x.digits + group / 2 * 64);
+      int d[4];
+      multiply_int8(weights, group % 2 == 0 ? digits.x : digits.z,
+                    group % 2 == 0 ? digits.y : digits.w, d);
+      above += upper_scales[group] * static_cast<float>(d[0] + base_ * d[1]);
+      below += lower_scales[group] * static_cast<float>(d[2] + base_ * d[3]);
     }
-#pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
-      sums_[pair][0] += x.scales[2 * pair] * sums[pair][0];
-      sums_[pair][1] += x.scales[2 * pair] * sums[pair][1];
-    }
+    above_ += *x.scale * above;
+    below_ += *x.scale * below;
     if constexpr (kType == DType::kQ4) {
       const auto minimum = [&](const unsigned char* tile) {
         return __half2float(*reinterpret_cast<const __half*>(tile + Tile::kMinima + lane * 2));
       };
-      const float above = minimum(upper), below = minimum(lower);
+      const float of_upper = minimum(upper), of_lower = minimum(lower);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
-        minima_[t][0] += above * x.sums[t];
-        minima_[t][1] += below * x.sums[t];
+        minima_[t][0] += of_upper * x.sums[t];
+        minima_[t][1] += of_lower * x.sums[t];
       }
     }
   }
@@ -205,9 +185,9 @@ class DigitsSums {
     const float factor = j % 2 == 0 ? 1 : kDigitBase * kDigitBase;
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
-      const bool own = j / 2 == t % 2;
-      float upper = own ? factor * sums_[t / 2][0] : 0;
-      float lower = own ? factor * sums_[t / 2][1] : 0;
+      const bool own = j / 2 == t;
+      float upper = own ? factor * above_ : 0;
+      float lower = own ? factor * below_ : 0;
       if constexpr (kType == DType::kQ4) upper += minima_[t][0], lower += minima_[t][1];
 #pragma unroll
       for (int offset = 1; offset < 4; offset *= 2) {
@@ -219,11 +199,9 @@ class DigitsSums {
   }
 
  private:
-  static constexpr int kPairs = (kTokens + 1) / 2;  // of tokens
-
   // Columns 2 j and 2 j + 1 of a product are the first and second digit, or the third and no other.
   const int base_ = threadIdx.x % 2 == 0 ? kDigitBase : 0;
-  float sums_[kPairs][2] = {};
+  float above_ = 0, below_ = 0;
   float minima_[kTokens][2] = {};
 };
 

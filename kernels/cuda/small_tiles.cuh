@@ -110,6 +110,23 @@ class SmallIntegers<DType::kQ4> {
   uint4 words_;
 };
 
+// The scales of this lane's row of a tile in shared memory.
+template <DType kType>
+class RowScales {
+ public:
+  __device__ explicit RowScales(const unsigned char* tile)
+      : four_(*reinterpret_cast<const uint2*>(tile + SmallTileOf<kType>::kScales +
+                                              threadIdx.x % 32 / 4 * 8)) {}
+  __device__ __forceinline__ float operator[](int group) const {
+    const uint32_t two = group < 2 ? four_.x : four_.y;
+    const __half2 both = reinterpret_cast<const __half2&>(two);
+    return group % 2 == 0 ? __low2float(both) : __high2float(both);
+  }
+
+ private:
+  uint2 four_;
+};
+
 // sums += weights times activations for 16 rows, the 8 of tile `upper` and the 8 of
 // tile `lower` (in shared memory), and 128 columns. A lane 4 g + j has the sums of columns 2 j and
 // 2 j + 1 of the product for row g of the upper tile, then for row g of the lower one. The operand
@@ -120,15 +137,7 @@ __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsig
                                          const Operand& operand, float (&sums)[4]) {
   using Tile = SmallTileOf<kType>;
   const int lane = threadIdx.x % 32;
-  const auto halves = [&](const unsigned char* tile) {
-    return *reinterpret_cast<const uint2*>(tile + Tile::kScales + lane / 4 * 8);
-  };
-  const uint2 upper_scales = halves(upper), lower_scales = halves(lower);
-  const auto scale = [](const uint2& four, int group) {
-    const uint32_t two = group < 2 ? four.x : four.y;
-    const __half2 both = reinterpret_cast<const __half2&>(two);
-    return group % 2 == 0 ? __low2float(both) : __high2float(both);
-  };
+  const RowScales<kType> upper_scales(upper), lower_scales(lower);
   SmallIntegers<kType> u, l;
 #pragma unroll
   for (int group = 0; group < Tile::kGroups; ++group) {
@@ -136,7 +145,7 @@ __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsig
     l.load(lower, lane, group);
     const uint4 first{u.pairs(group, 0), l.pairs(group, 0), u.pairs(group, 1), l.pairs(group, 1)};
     const uint4 second{u.pairs(group, 2), l.pairs(group, 2), u.pairs(group, 3), l.pairs(group, 3)};
-    const float upper_scale = scale(upper_scales, group), lower_scale = scale(lower_scales, group);
+    const float upper_scale = upper_scales[group], lower_scale = lower_scales[group];
     const uint4 x = operand.columns(group);
     float d[4] = {0, 0, 0, 0};
     mma(first, x.x, x.y, d);

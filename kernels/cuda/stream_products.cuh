@@ -102,7 +102,7 @@ class StreamProducts {
   static constexpr bool kSmallType = kSmall<kType>;
   static constexpr bool kAsDigits = as_digits(kType, kTokens);
   using SmallTileType = SmallTileOf<kTileType<kType>>;
-  using Digits = DigitsPanel<kTileType<kType>, kTokens>;
+  using Digits = DigitsPanel<kTileType<kType>, kAsDigits ? kTokens : 1>;
   static constexpr int kPairs = (kTokens + 1) / 2;  // of tokens
 
   // Where in a stage this lane's first 16 bytes of each block of columns are: of most tiles, and of
