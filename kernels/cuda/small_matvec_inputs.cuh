@@ -93,13 +93,12 @@ class TileStream {
     if (left_ > 0) {
       const int lane = threadIdx.x % 32 * 16;
       unsigned char* const to = at_ + place_ + lane;
-      const unsigned char* const lower = from_ + to_lower_;
+      const unsigned char* const lower = from_ + (to_lower_ - kTileBytes);
 #pragma unroll
-      for (int v = 0; v < kTileBytes; v += 32 * 16) {
-        if (v + 32 * 16 <= kTileBytes || v + lane < kTileBytes) {
-          copy_async(to + v, from_ + v);
-          copy_async(to + kTileBytes + v, lower + v);
-        }
+      for (int v = 0; v < 2 * kTileBytes; v += kStep) {
+        if (v + kStep > 2 * kTileBytes && v + lane >= 2 * kTileBytes) continue;
+        const bool of_upper = v + kStep <= kTileBytes || (v < kTileBytes && v + lane < kTileBytes);
+        copy_async(to + v, (of_upper ? from_ : lower) + v);
       }
       from_ += kTileBytes;
       --left_;
@@ -110,6 +109,8 @@ class TileStream {
   }
 
  private:
+  static constexpr int kStep = 32 * 16;  // bytes that a warp copies at once
+
   // The next unit, or the first one of the next panel, or none.
   __device__ __forceinline__ void find_next() {
     unit_ += a_.groups;
