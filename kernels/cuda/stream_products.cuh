@@ -1,31 +1,12 @@
 // Products inside of a persistent kernel.
 #pragma once
 
-#include "kernels/cuda/small_digits.cuh"
 #include "kernels/cuda/stream_copier.cuh"
 #include "kernels/cuda/stream_exchange.cuh"
 #include "kernels/cuda/stream_math.cuh"
+#include "kernels/cuda/stream_panel.cuh"
 
 namespace gsa::cuda {
-
-// A lane's part of a panel of activations (StreamProducts) at the first column of a tile of small
-// weights: see SmallOperand.
-struct StreamOperand {
-  const __nv_bfloat16* x;
-  const float* sums;
-
-  __device__ __forceinline__ uint4 columns(int group) const {
-    const auto* at = reinterpret_cast<const uint4*>(x + group / 2 * kBoxColumns);
-    const uint4 front = at[0], back = at[kBoxColumns / 16];
-    return group % 2 == 0 ? make_uint4(front.x, back.x, front.y, back.y)
-                          : make_uint4(front.z, back.z, front.w, back.w);
-  }
-  __device__ __forceinline__ float sum() const { return *sums; }
-  __device__ __forceinline__ void next() {
-    x += SmallTile::kColumns;
-    sums += SmallTile::kGroups;
-  }
-};
 
 // The products of a step, of at most kTokens tokens.
 template <DType kType, int kTokens>
@@ -35,9 +16,7 @@ class StreamProducts {
                             const Ring& ring)
       : a_(a),
         ring_(ring),
-        digits_(shared + at.digits),
-        panel_(reinterpret_cast<__nv_bfloat16*>(shared + at.panel)),
-        panel_sums_(reinterpret_cast<float*>(shared + at.panel_sums)),
+        panel_(at, shared),
         partial_(reinterpret_cast<float*>(shared + at.partial)),
         squares_(reinterpret_cast<float*>(shared + at.squares)),
         residual_(reinterpret_cast<float*>(shared + at.residual)) {
@@ -61,7 +40,7 @@ class StreamProducts {
     const bool apart = which == kApart;
     if (apart && !kSmallType) return;
     const StreamShare& s = shares[which];
-    pitch_ = s.panel * kPiece + kPanelPad;
+    panel_.set_pieces(s.panel);
     Columns columns;
     if (!kSmallType || apart) columns = find_columns(s);
     int group = 0;
@@ -76,7 +55,7 @@ class StreamProducts {
         if (group + panel > 0) stream_sync();  // nobody still reads what is written next
         if (!apart && (group == 0 || s.panel < s.pieces)) {
           if (panel == 0) clear_squares();
-          gather(s, norm, epoch, panel * kPiece, pieces * kPiece, !kAsDigits || which == kQkvf);
+          gather(s, norm, epoch, panel * kPiece, pieces * kPiece, which == kQkvf);
           stream_sync();
         }
         if (kSmallType && !apart) {
@@ -100,9 +79,7 @@ class StreamProducts {
 
  private:
   static constexpr bool kSmallType = kSmall<kType>;
-  static constexpr bool kAsDigits = as_digits(kType, kTokens);
   using SmallTileType = SmallTileOf<kTileType<kType>>;
-  using Digits = DigitsPanel<kTileType<kType>, kAsDigits ? kTokens : 1>;
   static constexpr int kPairs = (kTokens + 1) / 2;  // of tokens
 
   // Where in a stage this lane's first 16 bytes of each block of columns are: of most tiles, and of
@@ -137,10 +114,9 @@ class StreamProducts {
 
   // Takes a panel of activations of all tokens, times the norm's weight, into shared memory, and
   // adds up this thread's squares of the plain values. Everything is asked for before the first
-  // value is waited for. Rows apart take halves where others take digits.
+  // value is waited for.
   __device__ __forceinline__ void gather(const StreamShare& s, const float* norm, uint32_t epoch,
-                                         int first, int width, bool halves) {
-    const Digits digits = digits_of(s);
+                                         int first, int width, bool for_apart) {
     constexpr int kVectors = kTokens == 1 ? 6 : kTokens == 2 ? 3 : 2;
     constexpr int kStride = kStreamThreads * 4;
     const int there = s.cols - first;  // zeros behind them
@@ -170,9 +146,7 @@ class StreamProducts {
         own_squares_[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
         const float4& w = weight[i];
         const float4 v = make_float4(x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w);
-        const int column = begin + i * kStride;
-        if constexpr (kAsDigits) digits.keep(t, column / SmallTile::kColumns, v);
-        if (halves) keep(t, column, v);
+        panel_.keep(t, begin + i * kStride, v, for_apart);
       }
     }
   }
@@ -188,30 +162,6 @@ class StreamProducts {
     for (int t = 0; t < kTokens; ++t) {
       const float sum = warp_sum(own_squares_[t]);
       if (lane_ == 0) squares_[t * kStreamWarps + warp_] = sum;
-    }
-  }
-
-  __device__ __forceinline__ Digits digits_of(const StreamShare& s) const {
-    return Digits(digits_, s.panel * kPieceTiles);
-  }
-
-  // Four activations of a token go to the panel as two bfloat16 halves: the first two to
-  // the one half of a block of columns and the last two to the other, see multiply().
-  __device__ __forceinline__ void keep(int t, int column, const float4& x) {
-    const uint2 front = split_pair(x.x, x.y), back = split_pair(x.z, x.w);
-    const int at = column % kBoxColumns;
-    uint32_t* high = reinterpret_cast<uint32_t*>(panel_ + 2 * t * pitch_ + column - at) +
-                     at % 32 / 8 * 4 + at / 32 * 2 + at % 8 / 4;
-    uint32_t* low = high + pitch_ / 2;
-    constexpr int kHalf = kBoxColumns / 4;
-    high[0] = front.x, high[kHalf] = back.x;
-    low[0] = front.y, low[kHalf] = back.y;
-    if constexpr (kType == DType::kQ4 && !kAsDigits) {
-      const float sum = warp_sum<8>(pair_sum(front) + pair_sum(back));
-      const float part = tf32_part(sum);
-      float* to = panel_sums_ + 2 * t * sums_pitch() + column / 32;
-      if (lane_ % 8 == 0) to[0] = part;
-      if (lane_ % 8 == 1) to[sums_pitch()] = tf32_part(sum - part);
     }
   }
 
@@ -242,7 +192,7 @@ class StreamProducts {
       float* to = stages.partial + tile * stages.to_tile + piece * kTokens * kTileRows;
       ring_.wait_full();
       if constexpr (kSmallStage) {
-        add_small(s, has_lower(s, (group + tile) * s.tile_rows),
+        add_small(has_lower(s, (group + tile) * s.tile_rows),
                   min(kPieceTiles, (s.cols - (panel + piece) * kPiece + SmallTile::kColumns - 1) /
                                        SmallTile::kColumns),
                   piece * kPiece, to);
@@ -284,8 +234,8 @@ class StreamProducts {
   // are for the former and 4 to 7 for the latter, each the high and low halves of two tokens.
   __device__ __forceinline__ void add(const Columns& columns, bool rest, int column, float* to) {
     const int n = lane_ / 4;
-    const __nv_bfloat16* x = panel_ + n % (kTokens == 1 ? 2 : 4) * pitch_ +
-                             n / 4 * (kBoxColumns / 2) + lane_ % 4 * 8 + column;
+    const __nv_bfloat16* x =
+        panel_.row(n % (kTokens == 1 ? 2 : 4)) + n / 4 * (kBoxColumns / 2) + lane_ % 4 * 8 + column;
     const unsigned char* const stage = ring_.stage();
     float d[kPairs][2][2][4] = {};  // [pair of tokens][row][half of 64 columns]
 #pragma unroll
@@ -301,7 +251,7 @@ class StreamProducts {
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
         const uint4 b =
-            *reinterpret_cast<const uint4*>(x + pair * 4 * pitch_ + block * kBoxColumns);
+            *reinterpret_cast<const uint4*>(x + pair * 4 * panel_.pitch() + block * kBoxColumns);
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
           mma(weights[row][0], b.x, b.y, d[pair][row][0]);
@@ -329,14 +279,13 @@ class StreamProducts {
   }
 
   // The same for a stage of so many tiles of small weights beside each other.
-  __device__ __forceinline__ void add_small(const StreamShare& s, bool both, int tiles, int column,
-                                            float* to) {
+  __device__ __forceinline__ void add_small(bool both, int tiles, int column, float* to) {
     const unsigned char* upper = ring_.stage();
     const unsigned char* lower = both ? upper + kPieceTiles * SmallTileType::kBytes : upper;
     to += lane_ / 4;
-    if constexpr (kAsDigits) {
-      typename Digits::Sums sums;
-      add_tiles(upper, lower, tiles, digits_of(s).operand(column / SmallTile::kColumns),
+    if constexpr (StreamPanel<kType, kTokens>::kAsDigits) {
+      typename StreamPanel<kType, kTokens>::Digits::Sums sums;
+      add_tiles(upper, lower, tiles, panel_.digits().operand(column / SmallTile::kColumns),
                 [&](const auto&... of_tile) { sums.add(of_tile...); });
       release_stage();
       sums.finish([&](int token, float above, float below) {
@@ -345,15 +294,13 @@ class StreamProducts {
       });
     } else {
       // Columns 2 t and 2 t + 1 of the right operand are the halves of token t.
-      const int row = lane_ / 4, j = lane_ % 4;
       float sums[4] = {};
-      add_tiles(upper, lower, tiles,
-                StreamOperand{panel_ + row * pitch_ + column + j * 8,
-                              panel_sums_ + row * sums_pitch() + column / 32 + j},
+      add_tiles(upper, lower, tiles, panel_.operand(column),
                 [&](const auto&... of_tile) { add_tile<kTileType<kType>>(of_tile..., sums); });
       release_stage();
-      to[j * kTileRows] = sums[0] + sums[1];
-      to[j * kTileRows + 8] = sums[2] + sums[3];
+      to += lane_ % 4 * kTileRows;
+      to[0] = sums[0] + sums[1];
+      to[8] = sums[2] + sums[3];
     }
   }
   template <typename Operand, typename Add>
@@ -435,23 +382,17 @@ class StreamProducts {
     return norm.eps < 0 ? 1.0f : rsqrtf(squares * norm.inverse_cols + norm.eps);
   }
 
-  __device__ __forceinline__ int sums_pitch() const { return (pitch_ - kPanelPad) / 32 + kSumsPad; }
-
   const StreamStep& a_;
   const int warp_ = threadIdx.x / 32, lane_ = threadIdx.x % 32;
   // Of a stage of bfloat16, in an order that lets 8 lanes find 8 different banks.
   const int row_ = (lane_ / 4 % 2) * 4 + lane_ / 8;
   int place_ = warp_;  // of this warp's next stage among those to come
   float own_squares_[kTokens];
-  int pitch_;  // of a row of the panel, in columns
   Ring ring_;
-  unsigned char* digits_;
-  // [T][high and low halves][blocks of kBoxColumns][2][4 lanes][2][2] and kPanelPad
-  __nv_bfloat16* panel_;
-  float* panel_sums_;  // of q4 as halves: [T][two halves][groups of 32 columns] and kSumsPad
-  float* partial_;     // see add_stages()
-  float* squares_;     // [T][kStreamWarps]
-  float* residual_;    // [T][outputs]
+  StreamPanel<kType, kTokens> panel_;
+  float* partial_;   // see add_stages()
+  float* squares_;   // [T][kStreamWarps]
+  float* residual_;  // [T][outputs]
 };
 
 }  // namespace gsa::cuda
