@@ -10,8 +10,8 @@ namespace gsa::cuda {
 // block.
 bool fits_small_mat_vec(const MatVec& args);
 
-// mat_vec for q8 and q4. The integers are exact in bfloat16, groups are summed and scaled in
-// float32.
+// mat_vec for q8 and q4, as exact as in float32: by digits (small_digits.cuh) for one or two
+// tokens, by halves (small_halves.cuh) for more.
 void small_mat_vec(const Launch& how, const MatVec& args);
 
 }  // namespace gsa::cuda
