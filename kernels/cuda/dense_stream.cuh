@@ -93,7 +93,8 @@ __device__ __forceinline__ void load_panel(const Args& a, int p, const Panel& pa
       if (t >= a.tokens) break;
       sums[t] += x[t].x * x[t].x + x[t].y * x[t].y + x[t].z * x[t].z + x[t].w * x[t].w;
       const int at = t * panel.pitch + c;
-      store_halves(x[t], w, panel.hi + at, panel.lo + at);
+      const float4 v = times(x[t], w);
+      store_halves(split_pair(v.x, v.y), split_pair(v.z, v.w), panel.hi + at, panel.lo + at);
     }
   }
   if (a.normalize) keep_squares(sums, a.tokens, p, squares);

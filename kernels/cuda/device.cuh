@@ -54,6 +54,10 @@ __device__ __forceinline__ float log_gate(float f, float inverse_normalizer) {
 __device__ __forceinline__ float keep_of(float log_gate) { return expf(log_gate); }
 __device__ __forceinline__ float write_of(float log_gate) { return -expm1f(log_gate); }
 
+__device__ __forceinline__ float4 times(const float4& x, const float4& y) {
+  return make_float4(x.x * y.x, x.y * y.y, x.z * y.z, x.w * y.w);
+}
+
 template <int kWidth = 32>
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll

@@ -35,10 +35,9 @@ __device__ __forceinline__ float pair_sum(const uint2& halves) {
   return (high.x + high.y) + (low.x + low.y);
 }
 
-// Stores four activations of a token, times w, as halves.
-__device__ __forceinline__ void store_halves(const float4& x, const float4& w, __nv_bfloat16* high,
-                                             __nv_bfloat16* low) {
-  const uint2 front = split_pair(x.x * w.x, x.y * w.y), back = split_pair(x.z * w.z, x.w * w.w);
+// Stores two split pairs that stand beside each other.
+__device__ __forceinline__ void store_halves(const uint2& front, const uint2& back,
+                                             __nv_bfloat16* high, __nv_bfloat16* low) {
   *reinterpret_cast<uint2*>(high) = make_uint2(front.x, back.x);
   *reinterpret_cast<uint2*>(low) = make_uint2(front.y, back.y);
 }

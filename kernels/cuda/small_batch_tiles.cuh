@@ -36,7 +36,7 @@ class PairStream {
         weight_(weight),
         next_(place.next),
         upper_(place.upper + threadIdx.x % 32 * 16),
-        lower_(place.lower + threadIdx.x % 32 * 16 - kTileBytes),
+        lower_(place.lower + threadIdx.x % 32 * 16),
         back_(place.lower - place.upper),
         odd_(place.odd),
         pairs_(pairs),
@@ -67,20 +67,13 @@ class PairStream {
 
  private:
   static constexpr int kTileBytes = SmallTileOf<kType>::kBytes;
-  static constexpr int kStep = 32 * 16;  // bytes that a warp copies at once
 
   __device__ __forceinline__ void ask(int pair) {
     if (left_ > 0) {
       unsigned char* to = to_ + (turn_ * pairs_ + pair) * kPairBytes<kType>;
       const uint32_t upper = upper_ + pair * next_;
       const uint32_t lower = lower_ + pair * next_ - (pair == odd_ ? back_ : 0);
-#pragma unroll
-      for (int b = 0; b < 2 * kTileBytes; b += kStep) {
-        const int at = b + threadIdx.x % 32 * 16;
-        if (b + kStep > 2 * kTileBytes && at >= 2 * kTileBytes) continue;
-        const bool of_upper = b + kStep <= kTileBytes || (b < kTileBytes && at < kTileBytes);
-        copy_async(to + b, weight_ + (of_upper ? upper : lower) + b);
-      }
+      copy_pair<kType>(to, weight_ + upper, weight_ + lower);
     }
     copy_commit();
   }
@@ -194,13 +187,9 @@ __device__ __forceinline__ void add_pairs(const unsigned char* pairs,
   if constexpr (kType == DType::kQ4) {
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
-      const auto one = [&](int row_of_tiles, int offset) {
-        const unsigned char* at =
-            pairs + p * kPairBytes<kType> + row_of_tiles * Tile::kBytes + offset;
-        return __half2float(reinterpret_cast<const __half*>(at)[lane]);
-      };
-      const float a[4] = {one(0, Tile::kMinima), one(1, Tile::kMinima), one(0, Tile::kScales),
-                          one(1, Tile::kScales)};
+      const unsigned char *upper = pairs + p * kPairBytes<kType>, *lower = upper + Tile::kBytes;
+      const float a[4] = {half_of_lane(upper + Tile::kMinima), half_of_lane(lower + Tile::kMinima),
+                          half_of_lane(upper + Tile::kScales), half_of_lane(lower + Tile::kScales)};
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll

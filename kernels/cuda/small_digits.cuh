@@ -166,10 +166,8 @@ class DigitsSums {
     above_ += *x.scale * above;
     below_ += *x.scale * below;
     if constexpr (kType == DType::kQ4) {
-      const auto minimum = [&](const unsigned char* tile) {
-        return __half2float(*reinterpret_cast<const __half*>(tile + Tile::kMinima + lane * 2));
-      };
-      const float of_upper = minimum(upper), of_lower = minimum(lower);
+      const float of_upper = half_of_lane(upper + Tile::kMinima);
+      const float of_lower = half_of_lane(lower + Tile::kMinima);
 #pragma unroll
       for (int t = 0; t < kTokens; ++t) {
         minima_[t][0] += of_upper * x.sums[t];

@@ -6,10 +6,21 @@
 
 namespace gsa::cuda {
 
+// Stores the sum of the activations of each group of a token, of which every lane has four, as
+// halves of TF32: this lane's group at `to`, the low half so many floats further.
+__device__ __forceinline__ void store_group_sum(const uint2& front, const uint2& back, float* to,
+                                                int to_low) {
+  const int lane = threadIdx.x % 8;
+  const float sum = warp_sum<8>(pair_sum(front) + pair_sum(back));
+  const float part = tf32_part(sum);
+  if (lane == 0) to[0] = part;
+  if (lane == 1) to[to_low] = tf32_part(sum - part);
+}
+
 template <DType kType>
 class HalvesSums;
 
-// In shared memory: [high and low][token][column], whose sum is the value, and for q4 the sums of
+// In shared memory: [token][high and low][column], whose sum is the value, and for q4 the sums of
 // all groups as two halves of TF32. The pitches leave rows that are read together in different
 // banks.
 template <DType kType>
@@ -31,16 +42,13 @@ class HalvesPanel {
   // Takes four activations of a token for each lane, those of a whole tile for the warp.
   __device__ __forceinline__ void keep(int t, int tile, const float4& x) const {
     const int lane = threadIdx.x % 32;
-    __nv_bfloat16* to = x_ + t * pitch_ + tile * SmallTile::kColumns + lane * 4;
+    __nv_bfloat16* to = x_ + 2 * t * pitch_ + tile * SmallTile::kColumns + lane * 4;
     const uint2 front = split_pair(x.x, x.y), back = split_pair(x.z, x.w);
-    *reinterpret_cast<uint2*>(to) = make_uint2(front.x, back.x);
-    *reinterpret_cast<uint2*>(to + kTokens * pitch_) = make_uint2(front.y, back.y);
+    store_halves(front, back, to, to + pitch_);
     if constexpr (kSums) {
-      const float sum = warp_sum<8>(pair_sum(front) + pair_sum(back));
-      const float part = tf32_part(sum);
-      float* sum_to = sums_ + t * sums_pitch_ + tile * SmallTile::kGroups + lane / 8;
-      if (lane % 8 == 0) sum_to[0] = part;
-      if (lane % 8 == 1) sum_to[kTokens * sums_pitch_] = tf32_part(sum - part);
+      store_group_sum(front, back,
+                      sums_ + 2 * t * sums_pitch_ + tile * SmallTile::kGroups + lane / 8,
+                      sums_pitch_);
     }
   }
 
@@ -80,26 +88,20 @@ class HalvesPanel {
   float* sums_;
 };
 
-// Sums of products of 16 rows with the four tokens: see DigitsSums.
+// Sums of products of 16 rows with the four tokens: see DigitsSums. Column 2 t of the products is
+// the high half of token t, and 2 t + 1 the low one.
 template <DType kType>
 class HalvesSums {
  public:
+  template <typename Operand>
   __device__ __forceinline__ void add(const unsigned char* upper, const unsigned char* lower,
-                                      const typename HalvesPanel<kType>::Operand& x) {
+                                      const Operand& x) {
     add_tile<kType>(upper, lower, x, sums_);
   }
 
   template <typename Take>
   __device__ __forceinline__ void finish(const Take& take) const {
-    const int token = threadIdx.x % 4 * 2;
-    float whole[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      whole[i] = sums_[i] + __shfl_xor_sync(kAllLanes, sums_[i], 2);  // the low halves
-    }
-    if (token >= HalvesPanel<kType>::kTokens) return;
-    take(token, whole[0], whole[2]);
-    take(token + 1, whole[1], whole[3]);
+    take(static_cast<int>(threadIdx.x % 4), sums_[0] + sums_[1], sums_[2] + sums_[3]);
   }
 
  private:

@@ -2,6 +2,8 @@
 // come into shared memory.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/matvec_sums.cuh"
 #include "kernels/cuda/small_digits.cuh"
 #include "kernels/cuda/small_halves.cuh"
@@ -91,15 +93,7 @@ class TileStream {
   __device__ __forceinline__ void refill() {
     if (left_ == 0) find_next();
     if (left_ > 0) {
-      const int lane = threadIdx.x % 32 * 16;
-      unsigned char* const to = at_ + place_ + lane;
-      const unsigned char* const lower = from_ + (to_lower_ - kTileBytes);
-#pragma unroll
-      for (int v = 0; v < 2 * kTileBytes; v += kStep) {
-        if (v + kStep > 2 * kTileBytes && v + lane >= 2 * kTileBytes) continue;
-        const bool of_upper = v + kStep <= kTileBytes || (v < kTileBytes && v + lane < kTileBytes);
-        copy_async(to + v, (of_upper ? from_ : lower) + v);
-      }
+      copy_pair<kType>(at_ + place_ + threadIdx.x % 32 * 16, from_, from_ + to_lower_);
       from_ += kTileBytes;
       --left_;
     }
@@ -109,8 +103,6 @@ class TileStream {
   }
 
  private:
-  static constexpr int kStep = 32 * 16;  // bytes that a warp copies at once
-
   // The next unit, or the first one of the next panel, or none.
   __device__ __forceinline__ void find_next() {
     unit_ += a_.groups;
@@ -136,15 +128,8 @@ class TileStream {
 
 // Activations of a panel in shared memory, those of the slices one behind the other.
 template <DType kType, int kTokens>
-struct PanelOf {
-  using Type = DigitsPanel<kType, kTokens>;
-};
-template <DType kType>
-struct PanelOf<kType, 4> {
-  using Type = HalvesPanel<kType>;
-};
-template <DType kType, int kTokens>
-using Panel = typename PanelOf<kType, kTokens>::Type;
+using Panel =
+    std::conditional_t<as_digits(kType, kTokens), DigitsPanel<kType, kTokens>, HalvesPanel<kType>>;
 
 // Loads panel `p` of all tokens times the norm's weight, a slice by the warps that take it, and
 // adds up the squares of the plain values.
@@ -181,8 +166,7 @@ __device__ __forceinline__ void load_panel(const Args& a, const Part& part, int 
       for (int t = 0; t < kTokens; ++t) {
         const float4& v = x[i][t];
         squares[t] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-        panel.keep(t, part.slice * a.panel + tile - begin,
-                   make_float4(v.x * w[i].x, v.y * w[i].y, v.z * w[i].z, v.w * w[i].w));
+        panel.keep(t, part.slice * a.panel + tile - begin, times(v, w[i]));
       }
     }
   }

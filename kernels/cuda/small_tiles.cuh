@@ -84,17 +84,12 @@ class SmallIntegers<DType::kQ4> {
     if (group == 0) words_ = reinterpret_cast<const uint4*>(tile)[lane];
   }
   __device__ __forceinline__ uint32_t pairs(int group, int p) const {
-    const uint32_t word =
-        group < 2 ? (group == 0 ? words_.x : words_.y) : (group == 2 ? words_.z : words_.w);
-    const int shift = p % 2 * 8 + p / 2 * 4;
-    return and_or(__funnelshift_r(word, word, shift), 0x00780078u, 0x41804180u);
+    return and_or(rotated(group, p % 2 * 8 + p / 2 * 4), 0x00780078u, 0x41804180u);
   }
   // Where they lie, they are eight times themselves.
   static constexpr float kTimes = 8;
   __device__ __forceinline__ uint2 bytes(int group) const {
-    const uint32_t word =
-        group < 2 ? (group == 0 ? words_.x : words_.y) : (group == 2 ? words_.z : words_.w);
-    return make_uint2(word & 0x78787878u, __funnelshift_r(word, word, 4) & 0x78787878u);
+    return make_uint2(rotated(group, 0) & 0x78787878u, rotated(group, 4) & 0x78787878u);
   }
   // The word of a group's columns 8 j to 8 j + 7: those of the first four in the lower halves of
   // the bytes, rotated by three bits.
@@ -107,8 +102,34 @@ class SmallIntegers<DType::kQ4> {
   }
 
  private:
+  __device__ __forceinline__ uint32_t rotated(int group, int right) const {
+    const uint32_t word =
+        group < 2 ? (group == 0 ? words_.x : words_.y) : (group == 2 ? words_.z : words_.w);
+    return __funnelshift_r(word, word, right);
+  }
+
   uint4 words_;
 };
+
+// Copies a pair of tiles, one behind the other, into shared memory; by the lanes of a warp, to each
+// of which all three pointers are those of its first 16 bytes.
+template <DType kType>
+__device__ __forceinline__ void copy_pair(unsigned char* to, const unsigned char* upper,
+                                          const unsigned char* lower) {
+  constexpr int kBytes = SmallTileOf<kType>::kBytes, kStep = 32 * 16;  // of a warp at once
+  const int lane = threadIdx.x % 32 * 16;
+#pragma unroll
+  for (int v = 0; v < 2 * kBytes; v += kStep) {
+    if (v + kStep > 2 * kBytes && v + lane >= 2 * kBytes) continue;
+    const bool of_upper = v + kStep <= kBytes || (v < kBytes && v + lane < kBytes);
+    copy_async(to + v, (of_upper ? upper : lower - kBytes) + v);
+  }
+}
+
+// This lane's one of a tile's scales or minima, those of row g and group j.
+__device__ __forceinline__ float half_of_lane(const unsigned char* halves) {
+  return __half2float(reinterpret_cast<const __half*>(halves)[threadIdx.x % 32]);
+}
 
 // The scales of this lane's row of a tile in shared memory.
 template <DType kType>
@@ -157,11 +178,8 @@ __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsig
   }
   if constexpr (kType == DType::kQ4) {
     // Minimum minus offset times scale, times the sum of a group: a product over the four groups.
-    const auto one = [&](const unsigned char* tile, int offset) {
-      return __half2float(*reinterpret_cast<const __half*>(tile + offset + lane * 2));
-    };
-    const float a[4] = {one(upper, Tile::kMinima), one(lower, Tile::kMinima),
-                        one(upper, Tile::kScales), one(lower, Tile::kScales)};
+    const float a[4] = {half_of_lane(upper + Tile::kMinima), half_of_lane(lower + Tile::kMinima),
+                        half_of_lane(upper + Tile::kScales), half_of_lane(lower + Tile::kScales)};
     const float sum = operand.sum();
     multiply_tf32(a, sum, -SmallIntegers<kType>::kOffset * sum, sums);
   }

@@ -39,12 +39,17 @@ struct SmallTileOf : SmallTile {
   static_assert(kBytes % 16 == 0);
 };
 
-// Bytes of the activations of so many columns of tiles as digits (small_digits.cuh).
+// Whether so many tokens' activations are digits for products of small weights (small_digits.cuh),
+// or halves (small_halves.cuh), which are made faster but take more instructions in the products.
+constexpr bool as_digits(DType type, int tokens) { return is_quantized(type) && tokens <= 2; }
+
+// Bytes of the activations of so many columns of tiles as digits.
 constexpr int kDigits = 3;
 constexpr int kDigitsPad = 64;  // of a row, so that neighbours are in different banks
 constexpr int digits_bytes(DType type, int tokens, int tiles) {
   const int floats = tiles * tokens * (type == DType::kQ4 ? 1 + SmallTile::kGroups : 1);
-  return tokens * kDigits * (tiles * SmallTile::kColumns + kDigitsPad) + (floats + 3) / 4 * 4 * 4;
+  return tokens * kDigits * (tiles * SmallTile::kColumns + kDigitsPad) +
+         floats * static_cast<int>(sizeof(float));
 }
 
 // Bytes of a matrix [rows, columns] in tiles.

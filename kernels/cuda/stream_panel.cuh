@@ -1,7 +1,10 @@
 // Activations of the products inside of a persistent kernel, in shared memory.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/small_digits.cuh"
+#include "kernels/cuda/small_halves.cuh"
 #include "kernels/cuda/stream_math.cuh"
 
 namespace gsa::cuda {
@@ -13,9 +16,11 @@ class StreamPanel {
  public:
   static constexpr bool kAsDigits = as_digits(kType, kTokens);
   using Digits = DigitsPanel<kTileType<kType>, kAsDigits ? kTokens : 1>;
+  // Of products with tiles of small weights.
+  using Sums = std::conditional_t<kAsDigits, typename Digits::Sums, HalvesSums<kTileType<kType>>>;
 
   // A lane's part of the halves at the first column of a tile of small weights, see add_tile().
-  struct Operand {
+  struct HalvesOperand {
     const __nv_bfloat16* x;
     const float* sums;
 
@@ -49,16 +54,20 @@ class StreamPanel {
   __device__ __forceinline__ const __nv_bfloat16* row(int n) const { return halves_ + n * pitch(); }
   __device__ __forceinline__ int pitch() const { return pieces_ * kPiece + kPanelPad; }
 
-  __device__ __forceinline__ Digits digits() const {
-    return Digits(digits_, pieces_ * kPieceTiles);
-  }
-  // Of four tokens: a lane 4 n + j has row n.
-  __device__ __forceinline__ Operand operand(int column) const {
-    const int n = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
-    return {row(n) + column + j * 8, sums_ + n * sums_pitch() + column / 32 + j};
+  // What Sums adds up from there on; of halves a lane 4 n + j has row n.
+  __device__ __forceinline__ auto operand(int column) const {
+    if constexpr (kAsDigits) {
+      return digits().operand(column / SmallTile::kColumns);
+    } else {
+      const int n = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
+      return HalvesOperand{row(n) + column + j * 8, sums_ + n * sums_pitch() + column / 32 + j};
+    }
   }
 
  private:
+  __device__ __forceinline__ Digits digits() const {
+    return Digits(digits_, pieces_ * kPieceTiles);
+  }
   // The first two go to the one half of a block of columns and the last two to the other, see
   // StreamProducts::add().
   __device__ __forceinline__ void keep_halves(int t, int column, const float4& x) const {
@@ -71,12 +80,7 @@ class StreamPanel {
     high[0] = front.x, high[kHalf] = back.x;
     low[0] = front.y, low[kHalf] = back.y;
     if constexpr (kType == DType::kQ4 && !kAsDigits) {
-      const int lane = threadIdx.x % 32;
-      const float sum = warp_sum<8>(pair_sum(front) + pair_sum(back));
-      const float part = tf32_part(sum);
-      float* to = sums_ + 2 * t * sums_pitch() + column / 32;
-      if (lane % 8 == 0) to[0] = part;
-      if (lane % 8 == 1) to[sums_pitch()] = tf32_part(sum - part);
+      store_group_sum(front, back, sums_ + 2 * t * sums_pitch() + column / 32, sums_pitch());
     }
   }
   __device__ __forceinline__ int sums_pitch() const { return pieces_ * (kPiece / 32) + kSumsPad; }

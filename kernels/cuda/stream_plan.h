@@ -53,10 +53,6 @@ inline constexpr int kStageBytes = stage_bytes(kType);
 template <DType kType>
 inline constexpr int kCopyLanes = copy_lanes(kType);
 
-// Whether activations are digits for products of small weights (small_digits.cuh), or halves, which
-// are made faster but take more instructions in the products.
-constexpr bool as_digits(DType type, int tokens) { return is_quantized(type) && tokens <= 2; }
-
 constexpr int kPanelBytes = 32 * 1024;    // activations in shared memory at a time, at most
 constexpr int kPanelPad = 32;             // columns; neighbouring rows in different banks
 constexpr int kSumsPad = 4;               // of groups of 32 columns, the same

@@ -79,7 +79,6 @@ class StreamProducts {
 
  private:
   static constexpr bool kSmallType = kSmall<kType>;
-  using SmallTileType = SmallTileOf<kTileType<kType>>;
   static constexpr int kPairs = (kTokens + 1) / 2;  // of tokens
 
   // Where in a stage this lane's first 16 bytes of each block of columns are: of most tiles, and of
@@ -144,9 +143,7 @@ class StreamProducts {
         if (begin + i * kStride >= width) break;
         const float4 x = values_of(seen[n]);
         own_squares_[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-        const float4& w = weight[i];
-        const float4 v = make_float4(x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w);
-        panel_.keep(t, begin + i * kStride, v, for_apart);
+        panel_.keep(t, begin + i * kStride, times(x, weight[i]), for_apart);
       }
     }
   }
@@ -280,38 +277,23 @@ class StreamProducts {
 
   // The same for a stage of so many tiles of small weights beside each other.
   __device__ __forceinline__ void add_small(bool both, int tiles, int column, float* to) {
+    using Tile = SmallTileOf<kTileType<kType>>;
     const unsigned char* upper = ring_.stage();
-    const unsigned char* lower = both ? upper + kPieceTiles * SmallTileType::kBytes : upper;
-    to += lane_ / 4;
-    if constexpr (StreamPanel<kType, kTokens>::kAsDigits) {
-      typename StreamPanel<kType, kTokens>::Digits::Sums sums;
-      add_tiles(upper, lower, tiles, panel_.digits().operand(column / SmallTile::kColumns),
-                [&](const auto&... of_tile) { sums.add(of_tile...); });
-      release_stage();
-      sums.finish([&](int token, float above, float below) {
-        to[token * kTileRows] = above;
-        to[token * kTileRows + 8] = below;
-      });
-    } else {
-      // Columns 2 t and 2 t + 1 of the right operand are the halves of token t.
-      float sums[4] = {};
-      add_tiles(upper, lower, tiles, panel_.operand(column),
-                [&](const auto&... of_tile) { add_tile<kTileType<kType>>(of_tile..., sums); });
-      release_stage();
-      to += lane_ % 4 * kTileRows;
-      to[0] = sums[0] + sums[1];
-      to[8] = sums[2] + sums[3];
-    }
-  }
-  template <typename Operand, typename Add>
-  __device__ __forceinline__ void add_tiles(const unsigned char* upper, const unsigned char* lower,
-                                            int tiles, Operand operand, const Add& add) {
+    const unsigned char* lower = both ? upper + kPieceTiles * Tile::kBytes : upper;
+    auto operand = panel_.operand(column);
+    typename StreamPanel<kType, kTokens>::Sums sums;
 #pragma unroll 2
     for (int tile = 0; tile < tiles; ++tile) {
-      add(upper, lower, operand);
-      upper += SmallTileType::kBytes, lower += SmallTileType::kBytes;
+      sums.add(upper, lower, operand);
+      upper += Tile::kBytes, lower += Tile::kBytes;
       operand.next();
     }
+    release_stage();
+    to += lane_ / 4;
+    sums.finish([&](int token, float above, float below) {
+      to[token * kTileRows] = above;
+      to[token * kTileRows + 8] = below;
+    });
   }
 
   // Number i of the outputs of a group of tiles for all tokens.
