@@ -14,6 +14,14 @@ __device__ __forceinline__ void mma(const uint4& a, uint32_t b0, uint32_t b1, fl
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+// The same for a group of 32 columns, of which a lane 4 g + j has columns 8 j to 8 j + 7: of rows g
+// and 8 + g of a, and of column g of b.
+__device__ __forceinline__ void add_group(const uint4& upper, const uint4& lower, const uint4& b,
+                                          float (&d)[4]) {
+  mma(make_uint4(upper.x, lower.x, upper.y, lower.y), b.x, b.y, d);
+  mma(make_uint4(upper.z, lower.z, upper.w, lower.w), b.z, b.w, d);
+}
+
 // Two floats of a bfloat16 pair.
 __device__ __forceinline__ float2 unpack(const __nv_bfloat162& pair) {
   const uint32_t bits = reinterpret_cast<const uint32_t&>(pair);

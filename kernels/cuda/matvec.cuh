@@ -8,7 +8,7 @@
 
 namespace gsa::cuda {
 
-// More tokens are as fast through cuBLASLt; small weights would have to be widened for it.
+// More tokens go through small_batch or cuBLASLt, for which small weights would have to be widened.
 constexpr int kMatVecTokens = 4;
 constexpr int kSmallMatVecTokens = 16;
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "kernels/cuda/dense_stream.cuh"
 #include "kernels/cuda/small_batch_kernel.cuh"
 
 namespace gsa::cuda {
@@ -18,7 +19,7 @@ struct Division {
   int waves = 1;   // of clusters
   int block_pairs = 1, clusters = 1, teams = 1, slices = 1;
   int apart_block_pairs = 1, apart_clusters = 0;
-  int work = 1;  // of a warp: 16 rows times 128 columns
+  int work = 1;  // of a warp: pairs of tiles
   int tiles = 1, pitch = 0;
   size_t bytes = 0;  // of shared memory of a block
 };
@@ -52,7 +53,7 @@ int slots_of(const Launch& how, unsigned splits) {
 template <DType kType>
 Division divide(const Launch& how, const Pairs& pairs, int across, int tokens, int splits) {
   Division d{.splits = splits};
-  constexpr int kDenseBytes = kPairRows * SmallTile::kColumns * sizeof(__nv_bfloat16);
+  constexpr int kDenseBytes = kPairRows * PairOf<kType>::kColumns * sizeof(__nv_bfloat16);
   const int slots = slots_of<kType>(how, splits);
   const int like_apart = ceil_div(pairs.apart * kDenseBytes, kPairBytes<kType>);
   const int all = pairs.small + like_apart;  // as many as there are bytes of
@@ -79,9 +80,10 @@ Division divide(const Launch& how, const Pairs& pairs, int across, int tokens, i
     d.teams = teams;
     d.slices = slices;
   }
-  d.pitch = tiles * SmallTile::kColumns + 32;
+  d.pitch = tiles * PairOf<kType>::kColumns + 32;
+  const int under_way = tokens <= 8 ? kSlots<kType, 1> : kSlots<kType, 2>;
   const size_t loop = tokens * d.pitch * sizeof(__nv_bfloat16) + group_bytes<kType, 2>(tiles) +
-                      size_t(d.teams) * d.slices * kSlots<kType> * kPairBytes<kType>;
+                      size_t(d.teams) * d.slices * under_way * kPairBytes<kType>;
   const size_t end = sizeof(float) * d.slices * tokens * (d.block_pairs * kPairRows + 4);
   d.bytes = std::max(loop, end);
   return d;
@@ -89,21 +91,26 @@ Division divide(const Launch& how, const Pairs& pairs, int across, int tokens, i
 
 int pairs_of(int64_t rows) { return static_cast<int>((rows + kPairRows - 1) / kPairRows); }
 
+template <DType kType>
+int across(const SmallBatch& m) {
+  return ceil_div(static_cast<int>(m.weight.shape[1]), PairOf<kType>::kColumns);
+}
+
 // The division that lets a multiprocessor finish first, or none that fits. Its time is that of the
 // warp with most to do, counted as the bytes that all warps would read. Activations come from the
 // second level cache while weights are under way, and a cluster's exchange takes about as long as
 // so many bytes.
 template <DType kType>
 std::optional<Division> choose(const Launch& how, const SmallBatch& m) {
-  const int across = static_cast<int>(SmallTile::across(m.weight.shape[1]));
   const Pairs pairs{pairs_of(m.weight.shape[0]), m.apart ? pairs_of(m.apart.shape[0]) : 0};
   std::optional<Division> best;
   double least = 0;
-  for (int splits = 1; splits <= std::min(across, kMostSplits); splits *= 2) {
-    const Division d = divide<kType>(how, pairs, across, static_cast<int>(m.tokens), splits);
+  for (int splits = 1; splits <= std::min(across<kType>(m), kMostSplits); splits *= 2) {
+    const Division d =
+        divide<kType>(how, pairs, across<kType>(m), static_cast<int>(m.tokens), splits);
     if (d.bytes > room(how)) continue;
     constexpr double kExchange = 8 * 1024;
-    const double activations = double(d.tiles) * SmallTile::kColumns * 2 * m.tokens;
+    const double activations = double(d.tiles) * PairOf<kType>::kColumns * 2 * m.tokens;
     const double time = d.waves * (double(d.work) * kMostWarps * kPairBytes<kType> +
                                    activations / 8 + (splits > 1 ? kExchange : 0));
     if (best && time >= least) continue;
@@ -139,7 +146,8 @@ void launch_batch(const Launch& how, const SmallBatch& m) {
                   .rows = rows,
                   .cols = static_cast<int>(m.weight.shape[1]),
                   .y_stride = rows + apart_rows,
-                  .across = static_cast<int>(SmallTile::across(m.weight.shape[1])),
+                  .across = across<kType>(m),
+                  .weight_rows = static_cast<int>(m.weight.shape[0]),
                   .down = static_cast<int>(SmallTile::down(m.weight.shape[0])),
                   .pairs = pairs_of(m.weight.shape[0]),
                   .block_pairs = d.block_pairs,
@@ -158,22 +166,36 @@ void launch_batch(const Launch& how, const SmallBatch& m) {
   launch_batch<kType, 2>(how, args, d);
 }
 
+// Calls body.operator()<kType>() for the type of a weight that there is a kernel for.
+template <typename Body>
+auto with_kernel(DType type, const Body& body) {
+  switch (type) {
+    case DType::kQ8:
+      return body.template operator()<DType::kQ8>();
+    case DType::kQ4:
+      return body.template operator()<DType::kQ4>();
+    default:
+      return body.template operator()<DType::kBF16>();
+  }
+}
+
 }  // namespace
 
 bool small_batch_takes(const Launch& how, const SmallBatch& m) {
-  if (!how.clusters || !is_quantized(m.weight.dtype)) return false;
-  if (m.tokens <= kMatVecTokens || m.tokens > kSmallBatchTokens) return false;
-  if (m.weight.shape[1] % 8 != 0 || small_bytes(m.weight) > UINT32_MAX) return false;
-  if (m.apart && (m.apart.dtype != DType::kBF16 || m.gated)) return false;
+  const bool small = is_quantized(m.weight.dtype);
+  if (!how.clusters || m.tokens <= kMatVecTokens || m.tokens > kSmallBatchTokens) return false;
+  if (!small && !dense::fits(m.weight)) return false;
+  const size_t bytes = small ? small_bytes(m.weight) : m.weight.bytes();
+  if (m.weight.shape[1] % 8 != 0 || bytes > UINT32_MAX) return false;
+  if (m.apart && (m.apart.dtype != DType::kBF16 || m.gated || !small)) return false;
   if (m.gated && m.weight.shape[0] % (2 * SmallTile::kRows) != 0) return false;
-  return m.weight.dtype == DType::kQ8 ? choose<DType::kQ8>(how, m).has_value()
-                                      : choose<DType::kQ4>(how, m).has_value();
+  return with_kernel(m.weight.dtype,
+                     [&]<DType kType>() { return choose<kType>(how, m).has_value(); });
 }
 
 void small_batch(const Launch& how, const SmallBatch& m) {
   assert(small_batch_takes(how, m) && !(m.gated && m.accumulate));
-  if (m.weight.dtype == DType::kQ8) return launch_batch<DType::kQ8>(how, m);
-  launch_batch<DType::kQ4>(how, m);
+  with_kernel(m.weight.dtype, [&]<DType kType>() { launch_batch<kType>(how, m); });
 }
 
 }  // namespace gsa::cuda

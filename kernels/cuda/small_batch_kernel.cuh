@@ -1,4 +1,4 @@
-// The kernel of products of small weights with many tokens.
+// The kernel of products with a small batch.
 //
 // A cluster of blocks has some rows, and each of its blocks a part of the columns, so that a block
 // reads little more activations than weights. A warp has some pairs of rows, whose sums stay in
@@ -8,12 +8,12 @@
 
 #include <cooperative_groups.h>
 
+#include "kernels/cuda/matvec_sums.cuh"
 #include "kernels/cuda/small_batch_tiles.cuh"
 #include "kernels/cuda/stream_exchange.cuh"
 
 namespace gsa::cuda::batch {
 
-constexpr int kMostWarps = 16;  // of a block
 constexpr int kMostSplits = 8;
 
 struct Args {
@@ -21,11 +21,11 @@ struct Args {
   const unsigned char* weight;
   void* y;
   int tokens, rows, cols, y_stride;
-  int across;       // tiles of a row
-  int down;         // rows of tiles
-  int pairs;        // of all rows
-  int block_pairs;  // at most, of a cluster
-  int clusters;     // of these rows; those behind them have the rows apart
+  int across;             // tiles of a row
+  int weight_rows, down;  // rows, and rows of tiles, of gates and ups together
+  int pairs;              // of all rows
+  int block_pairs;        // at most, of a cluster
+  int clusters;           // of these rows; those behind them have the rows apart
   int teams;       // of warps with the same pairs; the other factor of them is the number of slices
   int slices;      // of the columns of a block
   int most_tiles;  // columns of them that a block has
@@ -137,7 +137,10 @@ __device__ __forceinline__ void finish(const Args& a, const Cluster& cluster, in
 }
 
 // The part of the work that a warp has.
+template <DType kType>
 struct Part {
+  static constexpr int kColumns = PairOf<kType>::kColumns;
+
   int warp, slice;
   bool apart;                   // the cluster has rows apart
   int first_pair, block_pairs;  // of the cluster
@@ -160,28 +163,41 @@ struct Part {
     block_tiles = part_begin(a.across, rank + 1, splits) - block_tile;
     tile = part_begin(block_tiles, slice, a.slices);
     tiles = part_begin(block_tiles, slice + 1, a.slices) - tile;
-    first_column = block_tile * SmallTile::kColumns;
-    columns = min(block_tiles * SmallTile::kColumns, a.cols - first_column);
-    beyond = block_tiles * SmallTile::kColumns - columns;
+    first_column = block_tile * kColumns;
+    columns = min(block_tiles * kColumns, a.cols - first_column);
+    beyond = block_tiles * kColumns - columns;
   }
 };
 
-// Where the weights of a warp are, for its stream.
+// Where this lane finds the weights of its warp. Rows past the end repeat the last ones.
 template <DType kType>
-__device__ __forceinline__ typename PairStream<kType>::Place place_of(const Args& a,
-                                                                      const Part& part) {
-  const uint32_t of_row = a.across * SmallTileOf<kType>::kBytes;
-  const uint32_t first = (part.block_tile + part.tile) * SmallTileOf<kType>::kBytes;
-  const int upper = (part.first_pair + part.pair) * (a.gated ? 1 : 2);
-  const int lower = upper + (a.gated ? a.rows / SmallTile::kRows : 1);
-  return {.upper = upper * of_row + first,
-          .lower = lower * of_row + first,
-          .next = (a.gated ? 1 : 2) * of_row,
-          .odd = a.down % 2 == 0 ? -1 : a.pairs - 1 - part.first_pair - part.pair};
+__device__ __forceinline__ Places<kType> places_of(const Args& a, const Part<kType>& part) {
+  using Pair = PairOf<kType>;
+  const int lane = threadIdx.x % 32, column = part.block_tile + part.tile;
+  Places<kType> places;
+#pragma unroll
+  for (int pair = 0; pair < kMostPairs; ++pair) {
+    const int upper = (part.first_pair + part.pair + pair) * (a.gated ? 1 : 2);
+    const int tiles[2] = {upper, upper + (a.gated ? a.rows / SmallTile::kRows : 1)};
+#pragma unroll
+    for (int i = 0; i < Pair::kParts; ++i) {
+      if constexpr (kType == DType::kBF16) {
+        const int row = tiles[i / 2] * SmallTile::kRows + i % 2 * 4 + lane / 8;
+        const uint32_t first = min(row, a.weight_rows - 1) * static_cast<uint32_t>(a.cols);
+        places.at[pair][i] = (first + column * Pair::kColumns + lane % 8 * 8) * 2;
+      } else {
+        const uint32_t tile = min(tiles[i], a.down - 1) * a.across + column;
+        places.at[pair][i] = tile * Pair::kTileBytes + lane * 16;
+      }
+    }
+  }
+  return places;
 }
 
 // Zeros behind the activations' columns.
-__device__ __forceinline__ void clear_beyond(const Args& a, const Part& part, __nv_bfloat16* x) {
+template <DType kType>
+__device__ __forceinline__ void clear_beyond(const Args& a, const Part<kType>& part,
+                                             __nv_bfloat16* x) {
   const int vectors = part.beyond / 8;
   for (int i = threadIdx.x; i < vectors * a.tokens; i += blockDim.x) {
     uint4* row = reinterpret_cast<uint4*>(x + i / vectors * a.pitch + part.columns);
@@ -190,7 +206,8 @@ __device__ __forceinline__ void clear_beyond(const Args& a, const Part& part, __
 }
 
 // The activations of the block's columns; called by one warp.
-__device__ __forceinline__ void ask_for_activations(const Args& a, const Part& part,
+template <DType kType>
+__device__ __forceinline__ void ask_for_activations(const Args& a, const Part<kType>& part,
                                                     __nv_bfloat16* x, const Barrier& loaded) {
   const int lane = threadIdx.x % 32;
   const uint32_t bytes = part.columns * sizeof(__nv_bfloat16);
@@ -202,27 +219,29 @@ __device__ __forceinline__ void ask_for_activations(const Args& a, const Part& p
 }
 
 // This lane's activations of a column of tiles of the block.
-template <int kTiles>
+template <DType kType, int kTiles>
 struct Tokens {
+  static constexpr int kColumns = PairOf<kType>::kColumns;
   const __nv_bfloat16* at[kTiles];
 
   __device__ Tokens(const Args& a, const __nv_bfloat16* x, int column) {
     const int n = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      at[t] = x + min(t * 8 + n, a.tokens - 1) * a.pitch + column * SmallTile::kColumns + j * 8;
+      at[t] = x + min(t * 8 + n, a.tokens - 1) * a.pitch + column * kColumns + j * 8;
     }
   }
   __device__ __forceinline__ void next() {
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) at[t] += SmallTile::kColumns;
+    for (int t = 0; t < kTiles; ++t) at[t] += kColumns;
   }
 };
 
 // The warp's columns of its rows apart.
-template <int kTiles>
-__device__ __forceinline__ void add_apart(const Args& a, const Part& part, Tokens<kTiles> tokens,
-                                          float (&sums)[kMostPairs][kTiles][4]) {
+template <DType kType, int kTiles>
+__device__ __forceinline__ void multiply_apart(const Args& a, const Part<kType>& part,
+                                               Tokens<kType, kTiles> tokens,
+                                               float (&sums)[kMostPairs][kTiles][4]) {
   const int lane = threadIdx.x % 32;
   for (int t = 0; t < part.tiles; ++t, tokens.next()) {
     const int at = part.first_column + (part.tile + t) * SmallTile::kColumns + lane % 4 * 8;
@@ -233,25 +252,31 @@ __device__ __forceinline__ void add_apart(const Args& a, const Part& part, Token
       const auto row_at = [&](int r) {
         return a.apart + int64_t{min(r, a.apart_rows - 1)} * a.cols + at;
       };
-      add_dense(row_at(row), row_at(row + SmallTile::kRows), a.cols - at, tokens.at, sums[p]);
+      add_apart(row_at(row), row_at(row + SmallTile::kRows), a.cols - at, tokens.at, sums[p]);
     }
   }
 }
 
-// The same of its small weights. `group_sums` is this lane's.
+// The same of its weights. `group_sums` is this lane's.
 template <DType kType, int kTiles>
-__device__ __forceinline__ void add_small(const Part& part, PairStream<kType>& stream,
-                                          Tokens<kTiles> tokens, const float* group_sums,
-                                          int to_low, float (&sums)[kMostPairs][kTiles][4]) {
+__device__ __forceinline__ void multiply(const Part<kType>& part,
+                                         PairStream<kType, kSlots<kType, kTiles>>& stream,
+                                         Tokens<kType, kTiles> tokens, const float* group_sums,
+                                         int to_low, float (&sums)[kMostPairs][kTiles][4]) {
+  const auto step = [&]<int kPairs>() {
+    const unsigned char* at = stream.template wait<kPairs>();
+    if constexpr (kType == DType::kBF16) {
+      add_dense<kTiles, kPairs>(at, tokens.at, sums);
+    } else {
+      add_small<kType, kTiles, kPairs>(at, tokens.at, group_sums, to_low, sums);
+    }
+    stream.template refill<kPairs>();
+  };
   for (int t = 0; t < part.tiles; ++t, tokens.next()) {
     if (part.pairs == 2) {
-      const unsigned char* at = stream.template wait<2>();
-      add_pairs<kType, kTiles, 2>(at, tokens.at, group_sums, to_low, sums);
-      stream.template refill<2>();
+      step.template operator()<2>();
     } else if (part.pairs == 1) {
-      const unsigned char* at = stream.template wait<1>();
-      add_pairs<kType, kTiles, 1>(at, tokens.at, group_sums, to_low, sums);
-      stream.template refill<1>();
+      step.template operator()<1>();
     }
     group_sums += SmallTile::kGroups * GroupSums<kTiles>::kPitch;
   }
@@ -263,7 +288,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) batch_kernel(const __grid_
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ uint64_t loaded[1];
   const auto cluster = cooperative_groups::this_cluster();
-  const Part part(a, cluster.block_rank(), cluster.num_blocks());
+  const Part<kType> part(a, cluster.block_rank(), cluster.num_blocks());
   grid_release();
 
   // Activations [token][column], behind them sums of groups, and the rings.
@@ -273,8 +298,9 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) batch_kernel(const __grid_
       a.most_tiles * SmallTile::kGroups * GroupSums<kTiles>::kPitch};
   unsigned char* rings =
       reinterpret_cast<unsigned char*>(of_groups.at) + group_bytes<kType, kTiles>(a.most_tiles);
-  PairStream<kType> stream(rings + part.warp * kSlots<kType> * kPairBytes<kType>, a.weight,
-                           place_of<kType>(a, part), part.pairs, part.apart ? 0 : part.tiles);
+  constexpr int kUnderWay = kSlots<kType, kTiles>;
+  PairStream<kType, kUnderWay> stream(rings + part.warp * kUnderWay * kPairBytes<kType>, a.weight,
+                                      places_of(a, part), part.pairs, part.apart ? 0 : part.tiles);
   const Barrier barrier{loaded};
   if (threadIdx.x == 0) {
     barrier.init(1);
@@ -288,20 +314,20 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) batch_kernel(const __grid_
 
   if constexpr (kType == DType::kQ4) {
     for (int t = part.warp; t < part.block_tiles; t += blockDim.x / 32) {
-      of_groups.compute(Tokens<kTiles>(a, x, t).at, t);
+      of_groups.compute(Tokens<kType, kTiles>(a, x, t).at, t);
     }
     __syncthreads();
   }
   float sums[kMostPairs][kTiles][4] = {};
-  const Tokens<kTiles> tokens(a, x, part.tile);
+  const Tokens<kType, kTiles> tokens(a, x, part.tile);
   if (part.apart) {
-    add_apart(a, part, tokens, sums);
+    if constexpr (kType != DType::kBF16) multiply_apart(a, part, tokens, sums);
   } else {
     const int lane = threadIdx.x % 32;
     const float* group_sums =
         of_groups.at + (part.tile * SmallTile::kGroups + lane % 4) * GroupSums<kTiles>::kPitch +
         lane / 4;
-    add_small(part, stream, tokens, group_sums, of_groups.to_low, sums);
+    multiply(part, stream, tokens, group_sums, of_groups.to_low, sums);
   }
 
   copy_wait<0>();

@@ -111,6 +111,13 @@ class SmallIntegers<DType::kQ4> {
   uint4 words_;
 };
 
+// The lane's eight columns of a group in bfloat16.
+template <DType kType>
+__device__ __forceinline__ uint4 columns_of(const SmallIntegers<kType>& integers, int group) {
+  return make_uint4(integers.pairs(group, 0), integers.pairs(group, 1), integers.pairs(group, 2),
+                    integers.pairs(group, 3));
+}
+
 // Copies a pair of tiles, one behind the other, into shared memory; by the lanes of a warp, to each
 // of which all three pointers are those of its first 16 bytes.
 template <DType kType>
@@ -164,13 +171,9 @@ __device__ __forceinline__ void add_tile(const unsigned char* upper, const unsig
   for (int group = 0; group < Tile::kGroups; ++group) {
     u.load(upper, lane, group);
     l.load(lower, lane, group);
-    const uint4 first{u.pairs(group, 0), l.pairs(group, 0), u.pairs(group, 1), l.pairs(group, 1)};
-    const uint4 second{u.pairs(group, 2), l.pairs(group, 2), u.pairs(group, 3), l.pairs(group, 3)};
     const float upper_scale = upper_scales[group], lower_scale = lower_scales[group];
-    const uint4 x = operand.columns(group);
     float d[4] = {0, 0, 0, 0};
-    mma(first, x.x, x.y, d);
-    mma(second, x.z, x.w, d);
+    add_group(columns_of(u, group), columns_of(l, group), operand.columns(group), d);
     sums[0] += upper_scale * d[0];
     sums[1] += upper_scale * d[1];
     sums[2] += lower_scale * d[2];

@@ -177,7 +177,8 @@ void BackendProducts::norm_project_agrees(const Tokens& tokens) {
   for (const Product& p :
        {Product{40, 33, true, false, all}, Product{100, 75, false, true, all},
         Product{256, 100, true, true, all}, Product{256, 520, false, false, few},
-        Product{2048, 130, true, false, few}, Product{2048, 64, true, true, {1, 16, 64}}}) {
+        Product{2048, 130, true, false, few}, Product{2048, 64, true, true, {1, 16, 64}},
+        Product{1344, 1500, true, true, {5, 13}}, Product{128, 36004, false, true, {8, 13}}}) {
     const auto backend = this->backend();
     NormProjectCase product(*backend, dtype(), p);
     for (int64_t rows : within(tokens, p.rows)) {
@@ -378,10 +379,11 @@ void BackendProducts::gated_mlp_agrees(const Tokens& tokens) {
     bool norm_weight;
     std::vector<int64_t> rows;
   };
-  for (const Shape& s : {Shape{40, 75, true, {1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 70, 200}},
-                         Shape{100, 256, false, {1, 8, 9, 16, 17, 70}},
-                         Shape{256, 768, true, {1, 5, 8, 9, 16, 17, 64}},
-                         Shape{2048, 136, true, {1, 3, 5, 9, 16, 33}}}) {
+  for (const Shape& s :
+       {Shape{40, 75, true, {1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 70, 200}},
+        Shape{100, 256, false, {1, 8, 9, 16, 17, 70}},
+        Shape{256, 768, true, {1, 5, 8, 9, 16, 17, 64}},
+        Shape{2048, 136, true, {1, 3, 5, 9, 16, 33}}, Shape{320, 1088, true, {5, 12, 16}}}) {
     const auto backend = this->backend();
     GatedMlpCase mlp(*backend, dtype(), s.D, s.F, s.norm_weight);
     for (int64_t rows : within(tokens, s.rows)) {

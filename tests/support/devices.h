@@ -103,17 +103,18 @@ class DeviceTypeTest : public testing::TestWithParam<DeviceType> {
 enum class Form {
   kExact,    // copies and widens
   kProduct,  // sums of products of weights, for so many rows as matrix-vector kernels take
-  kBatch,    // the same for more rows of small weights
+  kBatch,    // the same for more rows, of bfloat16 and small weights
   kWide,     // the same for still more rows
   kDecode,   // the recurrence, one token of each sequence
   kChunk,    // the recurrence over several tokens of a sequence
 };
 
-// A batch has vectors of eight columns (and of eight rows of gates).
+// A batch has vectors of eight columns (and of eight rows of gates), bfloat16 pieces of 64.
 inline Form product_form(DType dtype, int64_t rows, int64_t columns) {
   if (rows <= 4) return Form::kProduct;
-  if (!is_quantized(dtype) || rows > 16) return Form::kWide;
-  return columns % 8 == 0 ? Form::kBatch : Form::kProduct;
+  if (rows > 16) return Form::kWide;
+  if (is_quantized(dtype)) return columns % 8 == 0 ? Form::kBatch : Form::kProduct;
+  return dtype == DType::kBF16 && columns % 64 == 0 ? Form::kBatch : Form::kWide;
 }
 
 // What a product of so many rows stores its activations as: as float32, except in the batched and
@@ -146,8 +147,8 @@ inline DType between_type(const std::string& device, DType weight, int64_t rows,
 // an operand, five times that for what the exponentials of softmax and gates make of it, and 3 as
 // the margin of a row over the mean), 16-bit weights by activations rounded to bf16 (2^-9 / sqrt(3)
 // = 1.1e-3 rms, twice in a gated MLP, the same margin), q8 and q4 weights rounded to bf16 by such
-// activations (sqrt(2) times that). The batched form multiplies q8 and q4 weights as they are by
-// such activations. Chunks of the recurrence are TF32 products.
+// activations (sqrt(2) times that). The batched form multiplies bf16, q8 and q4 weights as they are
+// by such activations. Chunks of the recurrence are TF32 products.
 inline double tolerance(const std::string& device, DType dtype, Form form) {
   if (form == Form::kExact) return 0;
   if (device == "cpu") return form == Form::kDecode || form == Form::kChunk ? 1e-5 : 2e-6;
