@@ -88,8 +88,7 @@ struct NormProject {
 struct Convolve {
   TensorView weight;         // [channels, C] f32, oldest input first
   TensorView qkvf;           // [T, >= channels] f32; the first `channels` columns change
-  float* history = nullptr;  // this layer's last C-1 inputs, [C-1, channels] at state 0
-  int64_t state_stride = 0;  // floats from one state to the next
+  float* history = nullptr;  // this layer's last inputs of every state, [states, C-1, channels]
 };
 
 // The GSA recurrence (arXiv 2409.07146) for every token in order, from the projections to the
@@ -108,10 +107,9 @@ struct Mix {
   double normalizer = 8;
   TensorView qkvf;  // [T, H*K + G*K + G*V + G*M] f32; used as scratch
   DType state_type = DType::kF32;
-  void* hk = nullptr;        // this layer's [G, K, M] at state 0
-  void* hv = nullptr;        // this layer's [G, M, V] at state 0
-  int64_t state_stride = 0;  // elements from one state to the next
-  TensorView out;            // [T, H*V] f32
+  void* hk = nullptr;  // this layer's memories of every state, [states, G, K, M]
+  void* hv = nullptr;  // [states, G, M, V]
+  TensorView out;      // [T, H*V] f32
 };
 
 // x += Wdown (silu(Wgate n) * Wup n) with n = norm(x).
@@ -122,6 +120,16 @@ struct GatedMlp {
   TensorView down;     // [D, F]
   TensorView hidden;   // [T, F] f32 scratch
   TensorView x;        // [T, D] f32, in and out
+};
+
+// The first `count` elements of each of `rows` rows of device memory: of a state, its part of an
+// array of all layers and states.
+struct Slices {
+  void* data = nullptr;
+  DType type = DType::kF32;  // or f16, bf16
+  int64_t rows = 0;
+  int64_t count = 0;
+  int64_t pitch = 0;  // elements from one row to the next
 };
 
 // Memory, a stream, and every fused operation of a GSA model on one device.
@@ -150,11 +158,13 @@ class Backend {
   virtual HostFloats copy_out(const float* device, int64_t count) = 0;
   // The way back, without waiting where copy_out() brought them. They may be given up at once.
   virtual void copy_in(const HostFloats& host, float* device) = 0;
-  virtual void copy(const void* from, size_t bytes, void* to) = 0;
-  // Numbers of f16 or bf16 become floats; floats become such numbers, rounded to nearest even.
-  virtual void widen(const void* stored, DType type, int64_t count, float* out) = 0;
-  virtual void narrow(const float* floats, DType type, int64_t count, void* out) = 0;
-  virtual void fill(float* device, int64_t count, float value) = 0;
+  // The slices as floats, one behind the other; and the way back, rounded to nearest even.
+  virtual void gather(const Slices& from, float* floats) = 0;
+  virtual void scatter(const float* floats, const Slices& to) = 0;
+  virtual void fill(const Slices& to, float value) = 0;
+  void fill(float* device, int64_t count, float value) {
+    fill({.data = device, .rows = 1, .count = count}, value);
+  }
   virtual void synchronize() = 0;
   // Tokens of a step at which prefill is about as fast as it gets.
   virtual int64_t preferred_step_tokens() const = 0;

@@ -61,6 +61,11 @@ int64_t available_memory() {
   return std::numeric_limits<int64_t>::max();
 }
 
+auto* narrowing_to(DType type) {
+  assert(type == DType::kF16 || type == DType::kBF16);
+  return type == DType::kF16 ? f32_to_f16 : f32_to_bf16;
+}
+
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads) : pool_(threads > 0 ? threads : physical_cores()) {}
@@ -85,14 +90,9 @@ class CpuBackend final : public Backend {
   void copy_in(const HostFloats& host, float* device) override {
     std::copy(host.begin(), host.end(), device);
   }
-  void copy(const void* from, size_t bytes, void* to) override { std::memcpy(to, from, bytes); }
-  void widen(const void* stored, DType type, int64_t count, float* out) override {
-    cpu::widen(TensorView(const_cast<void*>(stored), type, {count}), 0, count, out);
-  }
-  void narrow(const float* floats, DType type, int64_t count, void* out) override;
-  void fill(float* device, int64_t count, float value) override {
-    std::fill_n(device, count, value);
-  }
+  void gather(const Slices& from, float* floats) override;
+  void scatter(const float* floats, const Slices& to) override;
+  void fill(const Slices& to, float value) override;
   void synchronize() override {}
   int64_t preferred_step_tokens() const override { return 512; }
   int64_t free_memory() const override { return available_memory(); }
@@ -151,13 +151,32 @@ Buffer CpuBackend::allocate(size_t bytes) {
   return Buffer(data, bytes, [bytes](void* p) { munmap(p, std::max<size_t>(bytes, 1)); });
 }
 
-void CpuBackend::narrow(const float* floats, DType type, int64_t count, void* out) {
-  auto* bits = static_cast<uint16_t*>(out);
-  if (type == DType::kF16) {
-    std::transform(floats, floats + count, bits, f32_to_f16);
-  } else {
-    assert(type == DType::kBF16);
-    std::transform(floats, floats + count, bits, f32_to_bf16);
+void CpuBackend::gather(const Slices& from, float* floats) {
+  const TensorView rows(from.data, from.type, {from.rows, from.pitch});
+  for (int64_t r = 0; r < from.rows; ++r) {
+    cpu::widen(rows, r * from.pitch, from.count, floats + r * from.count);
+  }
+}
+
+void CpuBackend::scatter(const float* floats, const Slices& to) {
+  for (int64_t r = 0; r < to.rows; ++r, floats += to.count) {
+    if (to.type == DType::kF32) {
+      std::copy_n(floats, to.count, static_cast<float*>(to.data) + r * to.pitch);
+    } else {
+      std::transform(floats, floats + to.count, static_cast<uint16_t*>(to.data) + r * to.pitch,
+                     narrowing_to(to.type));
+    }
+  }
+}
+
+void CpuBackend::fill(const Slices& to, float value) {
+  for (int64_t r = 0; r < to.rows; ++r) {
+    if (to.type == DType::kF32) {
+      std::fill_n(static_cast<float*>(to.data) + r * to.pitch, to.count, value);
+    } else {
+      std::fill_n(static_cast<uint16_t*>(to.data) + r * to.pitch, to.count,
+                  narrowing_to(to.type)(value));
+    }
   }
 }
 

@@ -108,29 +108,29 @@ void mix(const Mix& args, std::span<const Segment> segments, MixScratch& scratch
     const int64_t g = unit / slots.blocks % s.G;
     const Segment& segment = segments[unit / slots.blocks / s.G];
     const float* row = qkvf + segment.first * columns.width;
-    write_and_read({.type = args.state_type,
-                    .memory = element(args.hk, element_bytes,
-                                      segment.state * args.state_stride + g * s.K * s.M),
-                    .stride = s.M,
-                    .row_begin = 0,
-                    .row_end = s.K,
-                    .column_begin = slots.begin(unit),
-                    .column_end = slots.end(unit),
-                    .tokens = segment.count,
-                    .heads = heads,
-                    .keep_by_row = false,
-                    .keep = row + columns.f + g * s.M,
-                    .keep_step = columns.width,
-                    .row_write = row + columns.k + g * s.K,
-                    .row_write_step = columns.width,
-                    .column_write = scratch.write.data() + (segment.first * s.G + g) * s.M,
-                    .column_write_step = s.G * s.M,
-                    .query = row + g * heads * s.K,
-                    .query_stride = s.K,
-                    .query_step = columns.width,
-                    .sums = scores + (segment.first * s.H + g * heads) * s.M,
-                    .sums_stride = s.M,
-                    .sums_step = s.H * s.M});
+    write_and_read(
+        {.type = args.state_type,
+         .memory = element(args.hk, element_bytes, (segment.state * s.G + g) * s.K * s.M),
+         .stride = s.M,
+         .row_begin = 0,
+         .row_end = s.K,
+         .column_begin = slots.begin(unit),
+         .column_end = slots.end(unit),
+         .tokens = segment.count,
+         .heads = heads,
+         .keep_by_row = false,
+         .keep = row + columns.f + g * s.M,
+         .keep_step = columns.width,
+         .row_write = row + columns.k + g * s.K,
+         .row_write_step = columns.width,
+         .column_write = scratch.write.data() + (segment.first * s.G + g) * s.M,
+         .column_write_step = s.G * s.M,
+         .query = row + g * heads * s.K,
+         .query_stride = s.K,
+         .query_step = columns.width,
+         .sums = scores + (segment.first * s.H + g * heads) * s.M,
+         .sums_stride = s.M,
+         .sums_step = s.H * s.M});
   });
 
   pool.parallel_for(tokens, [&](int64_t t) {
@@ -142,29 +142,29 @@ void mix(const Mix& args, std::span<const Segment> segments, MixScratch& scratch
     const int64_t g = unit / values.blocks % s.G;
     const Segment& segment = segments[unit / values.blocks / s.G];
     const float* row = qkvf + segment.first * columns.width;
-    write_and_read({.type = args.state_type,
-                    .memory = element(args.hv, element_bytes,
-                                      segment.state * args.state_stride + g * s.M * s.V),
-                    .stride = s.V,
-                    .row_begin = 0,
-                    .row_end = s.M,
-                    .column_begin = values.begin(unit),
-                    .column_end = values.end(unit),
-                    .tokens = segment.count,
-                    .heads = heads,
-                    .keep_by_row = true,
-                    .keep = row + columns.f + g * s.M,
-                    .keep_step = columns.width,
-                    .row_write = scratch.write.data() + (segment.first * s.G + g) * s.M,
-                    .row_write_step = s.G * s.M,
-                    .column_write = row + columns.v + g * s.V,
-                    .column_write_step = columns.width,
-                    .query = scores + (segment.first * s.H + g * heads) * s.M,
-                    .query_stride = s.M,
-                    .query_step = s.H * s.M,
-                    .sums = out + (segment.first * s.H + g * heads) * s.V,
-                    .sums_stride = s.V,
-                    .sums_step = s.H * s.V});
+    write_and_read(
+        {.type = args.state_type,
+         .memory = element(args.hv, element_bytes, (segment.state * s.G + g) * s.M * s.V),
+         .stride = s.V,
+         .row_begin = 0,
+         .row_end = s.M,
+         .column_begin = values.begin(unit),
+         .column_end = values.end(unit),
+         .tokens = segment.count,
+         .heads = heads,
+         .keep_by_row = true,
+         .keep = row + columns.f + g * s.M,
+         .keep_step = columns.width,
+         .row_write = scratch.write.data() + (segment.first * s.G + g) * s.M,
+         .row_write_step = s.G * s.M,
+         .column_write = row + columns.v + g * s.V,
+         .column_write_step = columns.width,
+         .query = scores + (segment.first * s.H + g * heads) * s.M,
+         .query_stride = s.M,
+         .query_step = s.H * s.M,
+         .sums = out + (segment.first * s.H + g * heads) * s.V,
+         .sums_stride = s.V,
+         .sums_step = s.H * s.V});
   });
 
   pool.parallel_for(tokens, [&](int64_t t) { silu(out + t * s.H * s.V, s.H * s.V); });
@@ -181,7 +181,7 @@ void convolve(const Convolve& args, std::span<const Segment> segments, ThreadPoo
     const int64_t begin = unit % blocks * kBlock;
     const int64_t n = std::min(kBlock, channels - begin);
     const float* weight = args.weight.f32() + begin * width;
-    float* history = args.history + segment.state * args.state_stride + begin;
+    float* history = args.history + segment.state * (width - 1) * channels + begin;
     for (int64_t t = 0; t < segment.count; ++t) {
       float* row = args.qkvf.f32() + (segment.first + t) * row_stride + begin;
       for (int64_t c = 0; c < n; ++c) {

@@ -59,14 +59,11 @@ class CudaBackend final : public Backend {
     return copier_->copy_out(device, count);
   }
   void copy_in(const HostFloats& host, float* device) override { copier_->copy_in(host, device); }
-  void copy(const void* from, size_t bytes, void* to) override;
-  void widen(const void* stored, DType type, int64_t count, float* out) override {
-    cuda::widen(alone_, stored, type, count, out);
+  void gather(const Slices& from, float* floats) override { cuda::gather(alone_, from, floats); }
+  void scatter(const float* floats, const Slices& to) override {
+    cuda::scatter(alone_, floats, to);
   }
-  void narrow(const float* floats, DType type, int64_t count, void* out) override {
-    cuda::narrow(alone_, floats, type, count, out);
-  }
-  void fill(float* device, int64_t count, float value) override;
+  void fill(const Slices& to, float value) override { cuda::fill(alone_, to, value); }
   void synchronize() override { GSA_CUDA_CHECK(cudaStreamSynchronize(stream_.get())); }
   int64_t preferred_step_tokens() const override { return 4096; }
   int64_t free_memory() const override { return cuda::free_memory(); }
@@ -179,14 +176,6 @@ void CudaBackend::upload(const void* host, size_t bytes, void* device) {
 void CudaBackend::download(const void* device, size_t bytes, void* host) {
   GSA_CUDA_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_.get()));
   synchronize();
-}
-
-void CudaBackend::copy(const void* from, size_t bytes, void* to) {
-  GSA_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()));
-}
-
-void CudaBackend::fill(float* device, int64_t count, float value) {
-  cuda::fill(alone_, device, count, value);
 }
 
 void CudaBackend::reserve(const StepLimits& limits, const MixShape& shape, int64_t D, int64_t F) {
@@ -393,7 +382,7 @@ void CudaBackend::gated_mlp(const GatedMlp& args) {
 
 void CudaBackend::gather_logit_rows(const TensorView& x, const TensorView& out) {
   if (program_) return program_->gather_logit_rows();
-  gather(chained_, x.f32(), step_.logit_rows(), rows_of(out), x.shape[1], out.f32());
+  take_rows(chained_, x.f32(), step_.logit_rows(), rows_of(out), x.shape[1], out.f32());
 }
 
 // At the first call; later ones need no more rows, or are outside of a step's common way, where no

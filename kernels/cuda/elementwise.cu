@@ -34,22 +34,39 @@ __global__ void take_tokens_kernel(const int32_t* drawn, const int32_t* rows, in
   if (t < count) tokens[t] = drawn[rows[t]];
 }
 
-__global__ void gather_kernel(const float* x, const int32_t* rows, int64_t D, float* out) {
+__global__ void take_rows_kernel(const float* x, const int32_t* rows, int64_t D, float* out) {
   grid_release();
   grid_wait();
   const float* row = x + rows[blockIdx.x] * D;
   for (int64_t c = threadIdx.x; c < D; c += kThreads) out[blockIdx.x * D + c] = row[c];
 }
 
-__global__ void fill_kernel(float* out, int64_t count, float value) {
+template <typename T>
+__global__ void fill_kernel(Slices to, float value) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < count) out[i] = value;
+  if (i < to.count) static_cast<T*>(to.data)[blockIdx.y * to.pitch + i] = from_float<T>(value);
 }
 
-template <typename In, typename Out>
-__global__ void convert_kernel(const In* in, int64_t count, Out* out) {
+template <typename T>
+__global__ void gather_kernel(Slices from, float* out) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < count) out[i] = from_float<Out>(to_float(in[i]));
+  if (i >= from.count) return;
+  out[blockIdx.y * from.count + i] =
+      to_float(static_cast<const T*>(from.data)[blockIdx.y * from.pitch + i]);
+}
+
+template <typename T>
+__global__ void scatter_kernel(const float* floats, Slices to) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= to.count) return;
+  static_cast<T*>(to.data)[blockIdx.y * to.pitch + i] =
+      from_float<T>(floats[blockIdx.y * to.count + i]);
+}
+
+// A thread for every element of the slices.
+Grid grid_for(const Slices& slices) {
+  return {.blocks = dim3(blocks_for(slices.count), static_cast<unsigned>(slices.rows)),
+          .threads = kThreads};
 }
 
 // Four consecutive elements of any type, as they are loaded and stored in one piece.
@@ -160,9 +177,14 @@ struct ConvolveArgs {
   float* edges;
   const Segment* segments;
   const ChunkTile* tiles;
-  int64_t width, state_stride;
+  int64_t width;
   int channels, C;
 };
+
+// Of a layer's last inputs, those of a state.
+__device__ __forceinline__ float* history_of(const ConvolveArgs& a, int32_t state) {
+  return a.history + int64_t{state} * (a.C - 1) * a.channels;
+}
 
 // Input number `before` steps before the tile's first token: of the segment, or of its history.
 __global__ void save_edges_kernel(ConvolveArgs a) {
@@ -174,10 +196,10 @@ __global__ void save_edges_kernel(ConvolveArgs a) {
   if (channel >= a.channels || segment.state < 0) return;
   for (int i = 0; i < a.C - 1; ++i) {
     const int row = tile.first_row - (a.C - 1) + i;
-    const float* from = row >= segment.first
-                            ? a.qkvf + row * a.width
-                            : a.history + segment.state * a.state_stride +
-                                  int64_t{a.C - 1 + row - segment.first} * a.channels;
+    const float* from =
+        row >= segment.first
+            ? a.qkvf + row * a.width
+            : history_of(a, segment.state) + int64_t{a.C - 1 + row - segment.first} * a.channels;
     a.edges[(int64_t{blockIdx.y} * (a.C - 1) + i) * a.channels + channel] = from[channel];
   }
 }
@@ -204,7 +226,7 @@ __global__ void convolve_kernel(ConvolveArgs a) {
     *at = silu(sum + weight[past] * newest);
   }
   if (tile.first_row + tile.count != segment.first + segment.count) return;
-  float* history = a.history + segment.state * a.state_stride + channel;
+  float* history = history_of(a, segment.state) + channel;
   for (int i = 0; i < past; ++i) {
     history[int64_t{i} * a.channels] = edges[int64_t{(tile.count + i) % past} * a.channels];
   }
@@ -228,30 +250,29 @@ void take_tokens(const Launch& how, const int32_t* drawn, const int32_t* rows, i
          count, tokens);
 }
 
-void gather(const Launch& how, const float* x, const int32_t* rows, int64_t count, int64_t D,
-            float* out) {
-  launch(how, {.blocks = static_cast<unsigned>(count), .threads = kThreads}, gather_kernel, x, rows,
-         D, out);
+void take_rows(const Launch& how, const float* x, const int32_t* rows, int64_t count, int64_t D,
+               float* out) {
+  launch(how, {.blocks = static_cast<unsigned>(count), .threads = kThreads}, take_rows_kernel, x,
+         rows, D, out);
 }
 
-void fill(const Launch& how, float* out, int64_t count, float value) {
-  if (count == 0) return;
-  launch(how, {.blocks = blocks_for(count), .threads = kThreads}, fill_kernel, out, count, value);
+void fill(const Launch& how, const Slices& to, float value) {
+  if (to.count == 0) return;
+  with_type(to.type,
+            [&](auto type) { launch(how, grid_for(to), fill_kernel<decltype(type)>, to, value); });
 }
 
-void widen(const Launch& how, const void* stored, DType type, int64_t count, float* out) {
-  with_type(type, [&](auto element) {
-    using T = decltype(element);
-    launch(how, {.blocks = blocks_for(count), .threads = kThreads}, convert_kernel<T, float>,
-           static_cast<const T*>(stored), count, out);
+void gather(const Launch& how, const Slices& from, float* floats) {
+  if (from.count == 0) return;
+  with_type(from.type, [&](auto type) {
+    launch(how, grid_for(from), gather_kernel<decltype(type)>, from, floats);
   });
 }
 
-void narrow(const Launch& how, const float* floats, DType type, int64_t count, void* out) {
-  with_type(type, [&](auto element) {
-    using T = decltype(element);
-    launch(how, {.blocks = blocks_for(count), .threads = kThreads}, convert_kernel<float, T>,
-           floats, count, static_cast<T*>(out));
+void scatter(const Launch& how, const float* floats, const Slices& to) {
+  if (to.count == 0) return;
+  with_type(to.type, [&](auto type) {
+    launch(how, grid_for(to), scatter_kernel<decltype(type)>, floats, to);
   });
 }
 
@@ -303,7 +324,6 @@ void convolve(const Launch& how, const Convolve& args, const Segment* segments,
                        .segments = segments,
                        .tiles = tiles,
                        .width = args.qkvf.shape[1],
-                       .state_stride = args.state_stride,
                        .channels = static_cast<int>(args.weight.shape[0]),
                        .C = static_cast<int>(args.weight.shape[1])};
   const Grid grid{.blocks = dim3(blocks_for(a.channels), static_cast<unsigned>(tile_count)),

@@ -18,14 +18,13 @@ void take_tokens(const Launch& how, const int32_t* drawn, const int32_t* rows, i
                  int32_t* tokens);
 
 // out[r] = x[rows[r]], rows of D floats.
-void gather(const Launch& how, const float* x, const int32_t* rows, int64_t count, int64_t D,
-            float* out);
+void take_rows(const Launch& how, const float* x, const int32_t* rows, int64_t count, int64_t D,
+               float* out);
 
-void fill(const Launch& how, float* out, int64_t count, float value);
-
-// Numbers of f16 or bf16 as floats, and floats as such numbers.
-void widen(const Launch& how, const void* stored, DType type, int64_t count, float* out);
-void narrow(const Launch& how, const float* floats, DType type, int64_t count, void* out);
+// Backend's operations on slices.
+void fill(const Launch& how, const Slices& to, float value);
+void gather(const Launch& how, const Slices& from, float* floats);
+void scatter(const Launch& how, const float* floats, const Slices& to);
 
 // out = norm(x), row by row in `type`: the operand of a product.
 struct Operand {

@@ -125,7 +125,6 @@ ChunkArgs ChunkedMix::kernel_args(const Mix& args, const ChunkStep& step) const 
           .state_type = args.state_type,
           .hk = args.hk,
           .hv = args.hv,
-          .state_stride = args.state_stride,
           .keep = keep_.get(),
           .write = write_.get(),
           .aged_write = aged_write_.get(),

@@ -30,7 +30,6 @@ struct ChunkArgs {
   DType state_type;
   void* hk;
   void* hv;
-  int64_t state_stride;
 
   // Scratch by slot and memory, rows of padded_M floats. Tokens past the end of a segment and
   // slots past M keep all and write nothing. What is called an operand is tf32() of it.

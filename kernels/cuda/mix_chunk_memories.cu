@@ -93,10 +93,9 @@ struct MemoryKernel {
 
   template <typename T>
   __device__ T* state() const {
-    const int64_t at = segment.state * args.state_stride;
-    return values ? static_cast<T*>(args.hv) + at + g * args.M * args.V + first_row
-                  : static_cast<T*>(args.hk) + at +
-                        (static_cast<int64_t>(g) * args.K + first_row) * args.M;
+    const int64_t memory = int64_t{segment.state} * args.G + g;
+    return values ? static_cast<T*>(args.hv) + memory * args.M * args.V + first_row
+                  : static_cast<T*>(args.hk) + (memory * args.K + first_row) * args.M;
   }
   __device__ int64_t state_offset(int row, int m) const {
     return values ? static_cast<int64_t>(m) * args.V + row : static_cast<int64_t>(row) * args.M + m;

@@ -13,7 +13,12 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int kThreads = 256;
+// Threads of a block that has a small memory, or any other one. Small ones leave the second cache
+// level first, which makes large ones slower (docs/performance.md).
+constexpr int kFewThreads = 128;
+constexpr int kManyThreads = 256;
+constexpr int64_t kSmallMemory = 64 * 1024;  // bytes of hk and hv of a head
+
 constexpr int kDepth = 8;        // copies under way per thread
 constexpr int kMostQueries = 4;  // query heads that read a memory in one pass
 constexpr unsigned kMostSplits = 8;
@@ -24,7 +29,6 @@ struct Args {
   void* hv;
   float* out;
   const DecodeRow* rows;
-  int64_t state_stride;
   int H, G, K, V, M;
   int k_rows, v_columns;  // of one block of a cluster, multiples of the vector width
   float inverse_normalizer;
@@ -37,7 +41,7 @@ __device__ __forceinline__ float activate(float x, FeatureMap map) {
 
 // How a block's threads cover a tile of rows by columns of a memory of T, kWidth columns each:
 // thread i has the columns of `column` in rows first, first + step, ...
-template <typename T, int kWidth>
+template <typename T, int kWidth, int kThreads>
 struct Tile {
   T* at;  // this thread's first element
   int column, first, step, turns;
@@ -56,18 +60,29 @@ struct Tile {
 
 // A thread's elements of the hk tile and then of the hv tile, as one sequence. Vectors of 16 bytes
 // are copied ahead through the thread's own places in shared memory.
-template <typename T, int kWidth>
+template <typename T, int kWidth, int kThreads>
 class Stream {
  public:
-  __device__ Stream(uint4* ring, const Tile<T, kWidth>& hk, const Tile<T, kWidth>& hv)
-      : ring_(ring + threadIdx.x), next_(hk.at), stride_(hk.stride), left_(hk.turns), hv_(hv) {}
+  using Part = Tile<T, kWidth, kThreads>;
+
+  __device__ Stream(uint4* ring, const Part& hk, const Part& hv)
+      : ring_(ring + threadIdx.x),
+        next_(hk.at),
+        stride_(hk.stride),
+        left_(hk.turns),
+        hv_(hv),
+        policy_(drop_first()) {}
 
   __device__ __forceinline__ void ask() {
     if constexpr (kWidth > 1) {
       if (left_ == 0 && !in_hv_)
         next_ = hv_.at, stride_ = hv_.stride, left_ = hv_.turns, in_hv_ = true;
       if (left_ > 0) {
-        copy_async(ring_ + asked_ * kThreads, next_);
+        if constexpr (kThreads == kFewThreads) {
+          copy_async(ring_ + asked_ * kThreads, next_, policy_);
+        } else {
+          copy_async(ring_ + asked_ * kThreads, next_);
+        }
         next_ += stride_;
         --left_;
       }
@@ -94,7 +109,8 @@ class Stream {
   int left_;
   int asked_ = 0;
   bool in_hv_ = false;
-  const Tile<T, kWidth>& hv_;
+  const Part& hv_;
+  uint64_t policy_;
 };
 
 struct Shared {
@@ -105,7 +121,7 @@ struct Shared {
   float* query;   // [queries, k_rows]
   float* scores;  // [queries, M], this block's share
   float* p;       // [queries, M]
-  float* sums;    // [queries, kThreads * width] for sums over rows
+  float* sums;    // [queries, threads * width] for sums over rows
 
   __device__ Shared(float* at, const Args& a, int queries) {
     keep = at;
@@ -119,14 +135,14 @@ struct Shared {
   }
 };
 
-int shared_floats(const Args& a, int queries, int width) {
+int shared_floats(const Args& a, int queries, int width, int threads) {
   return 2 * a.M + (queries + 1) * a.k_rows + a.v_columns + 2 * queries * a.M +
-         queries * kThreads * width;
+         queries * threads * width;
 }
 
 // Adds up the threads' values of equal columns, for each of `heads` heads; `result(h, column, sum)`
 // is called once per sum.
-template <int kWidth, int kQueries, typename Result>
+template <int kThreads, int kWidth, int kQueries, typename Result>
 __device__ __forceinline__ void sum_rows(const Vec<kWidth> (&mine)[kQueries], int heads, int step,
                                          int columns, float* sums, const Result& result) {
 #pragma unroll
@@ -162,7 +178,7 @@ __device__ __forceinline__ Cluster this_cluster() { return {}; }
 
 // A cluster of blocks has one memory of one sequence: block i of it has rows [i k_rows, ...) of hk
 // and columns [i v_columns, ...) of hv.
-template <typename T, int kWidth, int kQueries>
+template <typename T, int kWidth, int kQueries, int kThreads>
 __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) float shared[];
   const Cluster cluster = this_cluster();
@@ -174,12 +190,12 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
 
   const int k_begin = min(split * a.k_rows, a.K), k_count = min(a.k_rows, a.K - k_begin);
   const int v_begin = min(split * a.v_columns, a.V), v_count = min(a.v_columns, a.V - v_begin);
-  const int64_t state = sequence.state * a.state_stride;
-  const Tile<T, kWidth> hk(static_cast<T*>(a.hk) + state + (int64_t{g} * a.K + k_begin) * a.M, a.M,
-                           k_count, a.M);
-  const Tile<T, kWidth> hv(static_cast<T*>(a.hv) + state + int64_t{g} * a.M * a.V + v_begin, a.V,
-                           v_count > 0 ? a.M : 0, max(v_count, kWidth));
-  Stream<T, kWidth> stream(reinterpret_cast<uint4*>(shared), hk, hv);
+  const int64_t memory = int64_t{sequence.state} * a.G + g;
+  const Tile<T, kWidth, kThreads> hk(static_cast<T*>(a.hk) + (memory * a.K + k_begin) * a.M, a.M,
+                                     k_count, a.M);
+  const Tile<T, kWidth, kThreads> hv(static_cast<T*>(a.hv) + memory * a.M * a.V + v_begin, a.V,
+                                     v_count > 0 ? a.M : 0, max(v_count, kWidth));
+  Stream<T, kWidth, kThreads> stream(reinterpret_cast<uint4*>(shared), hk, hv);
   for (int i = 0; i < kDepth; ++i) stream.ask();
   const Shared s(shared + (kWidth > 1 ? kDepth * kThreads * 4 : 0), a, kQueries);
 
@@ -224,7 +240,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
         if (first) {
 #pragma unroll
           for (int i = 0; i < kWidth; ++i) x.v[i] = x.v[i] * keep.v[i] + *key * write.v[i];
-          store_rounded(x, at);
+          store_rounded<kThreads == kFewThreads>(x, at);
         }
 #pragma unroll
         for (int h = 0; h < kQueries; ++h) {
@@ -237,8 +253,9 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
         query += hk.step;
       }
     }
-    sum_rows<kWidth, kQueries>(sums, heads, hk.step, a.M, s.sums,
-                               [&](int h, int m, float sum) { s.scores[h * a.M + m] = sum; });
+    sum_rows<kThreads, kWidth, kQueries>(
+        sums, heads, hk.step, a.M, s.sums,
+        [&](int h, int m, float sum) { s.scores[h * a.M + m] = sum; });
     cluster.sync();
 
     // Every block adds up all shares and has the whole softmax: a warp for each head.
@@ -275,7 +292,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
         if (first) {
 #pragma unroll
           for (int i = 0; i < kWidth; ++i) x.v[i] = x.v[i] * *keep + *write * value.v[i];
-          store_rounded(x, at);
+          store_rounded<kThreads == kFewThreads>(x, at);
         }
 #pragma unroll
         for (int h = 0; h < kQueries; ++h) {
@@ -290,36 +307,38 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
       }
     }
     float* out = a.out + (int64_t{sequence.row} * a.H + g * queries + head) * a.V + v_begin;
-    sum_rows<kWidth, kQueries>(outputs, heads, hv.step, v_count, s.sums,
-                               [&](int h, int i, float sum) { out[h * a.V + i] = silu(sum); });
+    sum_rows<kThreads, kWidth, kQueries>(
+        outputs, heads, hv.step, v_count, s.sums,
+        [&](int h, int i, float sum) { out[h * a.V + i] = silu(sum); });
     cluster.barrier_wait();  // nobody still reads this block's scores
   }
 }
 
 int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-template <typename T, int kWidth, int kQueries>
+template <typename T, int kWidth, int kQueries, int kThreads>
 void launch_decode(const Launch& how, Args args, int count, unsigned splits) {
   args.k_rows = round_up((args.K + splits - 1) / splits, 4);
   args.v_columns = round_up((args.V + splits - 1) / splits, std::max(kWidth, 4));
   const size_t bytes = (kWidth > 1 ? kDepth * kThreads * 16 : 0) +
-                       shared_floats(args, kQueries, kWidth) * sizeof(float);
+                       shared_floats(args, kQueries, kWidth, kThreads) * sizeof(float);
   static size_t allowed = 0;
-  if (bytes > allowed) allow_shared_memory(decode_kernel<T, kWidth, kQueries>, allowed = bytes);
+  const auto kernel = decode_kernel<T, kWidth, kQueries, kThreads>;
+  if (bytes > allowed) allow_shared_memory(kernel, allowed = bytes);
   launch(how,
          {.blocks = dim3(splits, static_cast<unsigned>(args.G), static_cast<unsigned>(count)),
           .threads = kThreads,
           .shared_bytes = bytes,
           .cluster = splits},
-         decode_kernel<T, kWidth, kQueries>, args);
+         kernel, args);
 }
 
-template <typename T, int kWidth>
+template <typename T, int kWidth, int kThreads>
 void choose_decode(const Launch& how, const Args& args, int count, unsigned splits) {
   const int queries = args.H / args.G;
-  if (queries == 1) return launch_decode<T, kWidth, 1>(how, args, count, splits);
-  if (queries == 2) return launch_decode<T, kWidth, 2>(how, args, count, splits);
-  launch_decode<T, kWidth, kMostQueries>(how, args, count, splits);
+  if (queries == 1) return launch_decode<T, kWidth, 1, kThreads>(how, args, count, splits);
+  if (queries == 2) return launch_decode<T, kWidth, 2, kThreads>(how, args, count, splits);
+  launch_decode<T, kWidth, kMostQueries, kThreads>(how, args, count, splits);
 }
 
 }  // namespace
@@ -332,7 +351,6 @@ void mix_decode(const Launch& how, const Mix& mix, const DecodeRow* rows, int co
                   .hv = mix.hv,
                   .out = mix.out.f32(),
                   .rows = rows,
-                  .state_stride = mix.state_stride,
                   .H = static_cast<int>(shape.H),
                   .G = static_cast<int>(shape.G),
                   .K = static_cast<int>(shape.K),
@@ -354,12 +372,16 @@ void mix_decode(const Launch& how, const Mix& mix, const DecodeRow* rows, int co
     using T = decltype(type);
     constexpr int kWidth = 16 / sizeof(T);
     if (shape.M % kWidth == 0 && shape.V % kWidth == 0) {
-      return choose_decode<T, kWidth>(how, args, count, splits);
+      const int64_t bytes = shape.M * (shape.K + shape.V) * static_cast<int64_t>(sizeof(T));
+      const bool small = bytes <= kSmallMemory && shape.V <= int64_t{kFewThreads} * kWidth &&
+                         shape.M <= int64_t{kFewThreads} * kWidth;
+      return small ? choose_decode<T, kWidth, kFewThreads>(how, args, count, splits)
+                   : choose_decode<T, kWidth, kManyThreads>(how, args, count, splits);
     }
     // A block has no more columns than threads then.
     unsigned least = splits;
-    while (shape.V > int64_t{kThreads} * least) least *= 2;
-    choose_decode<T, 1>(how, args, count, least);
+    while (shape.V > int64_t{kManyThreads} * least) least *= 2;
+    choose_decode<T, 1, kManyThreads>(how, args, count, least);
   });
 }
 

@@ -72,9 +72,9 @@ __device__ __forceinline__ void find_unit(const StreamStep& a, const StreamPlan&
   const int g = head % a.G, queries = a.H / a.G;
   const DecodeRow sequence = a.rows[head / a.G];
   if (threadIdx.x % 32 == 0) {
-    const int64_t state = sequence.state * a.state_stride;
-    unit = {.hk = state + (g * a.K + split * plan.k_rows) * a.M,
-            .hv = state + g * a.M * a.V + split * plan.v_columns,
+    const int64_t memory = int64_t{sequence.state} * a.G + g;
+    unit = {.hk = (memory * a.K + split * plan.k_rows) * a.M,
+            .hv = memory * a.M * a.V + split * plan.v_columns,
             .scores = head * plan.splits * queries * a.M,
             .split = split,
             .out = (sequence.row * a.H + g * queries) * a.V + split * plan.v_columns};

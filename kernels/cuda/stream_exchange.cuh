@@ -81,11 +81,6 @@ __device__ __forceinline__ void acquire_matrix(const CUtensorMap* matrix) {
 __device__ __forceinline__ void prefetch_matrix(const CUtensorMap* matrix) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(matrix) : "memory");
 }
-__device__ __forceinline__ uint64_t drop_first() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
 
 // Values that travel between blocks carry in their lowest two bits the epoch that they belong to,
 // so that a reader polls the values themselves: an exchange is one trip through the second level

@@ -101,7 +101,6 @@ struct StreamStep {
 
   int layer_count, T, D, F, N;
   int H, G, K, V, M;
-  int64_t state_stride;  // floats
   float inverse_normalizer, eps, output_eps;
   FeatureMap map;
   DType type;  // of weights but the rows apart

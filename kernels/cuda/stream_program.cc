@@ -73,7 +73,6 @@ void StreamProgram::mix(const Mix& args) {
   agree(step_.K, args.shape.K);
   agree(step_.V, args.shape.V);
   agree(step_.M, args.shape.M);
-  agree(step_.state_stride, args.state_stride);
   agree(step_.inverse_normalizer, 1 / args.normalizer);
   agree(step_.map, args.feature_map);
 }

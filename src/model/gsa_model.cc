@@ -184,10 +184,7 @@ void GsaModel::run_layer(int64_t layer, StatePool& states, int64_t T) {
                          .apart = w.f,
                          .y = qkvf});
   if (c.conv_size > 0) {
-    backend_.convolve({.weight = w.conv,
-                       .qkvf = qkvf,
-                       .history = states.conv(layer),
-                       .state_stride = states.stride(DType::kF32)});
+    backend_.convolve({.weight = w.conv, .qkvf = qkvf, .history = states.conv(layer)});
   }
   backend_.mix({.shape = c.mix_shape(),
                 .feature_map = c.feature_map,
@@ -197,7 +194,6 @@ void GsaModel::run_layer(int64_t layer, StatePool& states, int64_t T) {
                 .state_type = states.type(),
                 .hk = states.hk(layer),
                 .hv = states.hv(layer),
-                .state_stride = states.stride(states.type()),
                 .out = mixed});
   backend_.norm_project({.x = mixed,
                          .norm_weight = w.g_norm,

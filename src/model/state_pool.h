@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -37,9 +38,10 @@ class StateHandle {
 // What the memories of a state may be stored as.
 inline constexpr DType kStateTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
 
-// The states of all sequences, in one block of device memory taken at the start: per state the
-// memories hk [L,G,K,M] and hv [L,G,M,V] in the type of the pool, then the short convolutions' last
-// inputs [L, conv_size-1, q_rows+k_rows+v_rows] in f32.
+// The states of all sequences, in device memory taken at the start: of every layer and state the
+// memories hk [L, states, G, K, M] and hv [L, states, G, M, V] in the type of the pool, and the
+// short convolutions' last inputs [L, states, conv_size-1, q_rows+k_rows+v_rows] in f32. A layer's
+// memories lie beside each other, since that is how a step of many sequences reads them.
 //
 // Used by one thread at a time, the one that uses the backend. Must outlive its handles.
 class StatePool {
@@ -58,43 +60,52 @@ class StatePool {
   // Makes `to` equal `from`: a fork.
   void copy(const StateHandle& from, const StateHandle& to);
 
-  // The whole state as floats in host memory, in the layout above, whatever the pool's type. They
-  // are those of this moment in the order of the backend's work, and come while it goes on:
-  // the state may change or be released at once. import rounds to nearest even, so what was
-  // exported from the type comes back exactly; it throws unless the size is right.
+  // The whole state as floats in host memory, whatever the pool's type: its hk of all layers, hv
+  // of all layers, and inputs of the convolutions. They are those of this moment in the order of
+  // the backend's work, and come while it goes on: the state may change or be released at once.
+  // import rounds to nearest even, so what was exported from the type comes back exactly; it throws
+  // unless the size is right.
   HostFloats export_state(const StateHandle& state);
   void import_state(const HostFloats& floats, const StateHandle& state);
 
-  // Where layer i's parts of state 0 begin; the same part of state s lies s * stride(type)
-  // elements of the part's type on.
-  void* hk(int64_t layer) const;
-  void* hv(int64_t layer) const;
-  float* conv(int64_t layer) const;  // null where the model has no short convolutions
-  int64_t stride(DType type) const {
-    return stride_bytes_ / static_cast<int64_t>(dtype_bytes(type));
+  // A layer's part of the arrays.
+  void* hk(int64_t layer) const { return parts_[0].at(layer * capacity_); }
+  void* hv(int64_t layer) const { return parts_[1].at(layer * capacity_); }
+  // Null where the model has no short convolutions.
+  float* conv(int64_t layer) const {
+    return parts_[2].count > 0 ? static_cast<float*>(parts_[2].at(layer * capacity_)) : nullptr;
   }
 
  private:
   friend class StateHandle;
+
+  // An array [L, states, count].
+  struct Part {
+    DType type;
+    int64_t count;
+    Buffer buffer = {};
+
+    void* at(int64_t row) const {
+      return static_cast<std::byte*>(buffer.data()) +
+             row * count * static_cast<int64_t>(dtype_bytes(type));
+    }
+  };
+
   void release(int32_t index);
-  std::byte* at(int32_t index) const {
-    return static_cast<std::byte*>(buffer_.data()) + index * stride_bytes_;
-  }
   void fill(int32_t index, float value);
-  int64_t memory_elements() const;
-  int64_t state_floats() const;
-  int64_t conv_bytes() const;
-  int64_t conv_offset() const;  // bytes
+  Slices slices(const Part& part, int32_t index) const;
+  int64_t floats() const;  // of a state
+  // A state to or from whole_.
+  void gather(int32_t index);
+  void scatter(int32_t index);
 
   Backend& backend_;
   int64_t capacity_;
   DType type_;
-  int64_t hk_elements_, hv_elements_, conv_floats_;  // of one layer
   int64_t layers_;
   int64_t state_bytes_;
-  int64_t stride_bytes_;  // state_bytes_ rounded up, so that every state starts 64-byte aligned
-  Buffer buffer_;
-  Buffer wide_;  // of 16-bit memories: a state as floats, on its way out or in
+  std::array<Part, 3> parts_;  // hk, hv, inputs of the convolutions
+  Buffer whole_;               // a state as floats, on its way
   std::vector<int32_t> free_;
 };
 

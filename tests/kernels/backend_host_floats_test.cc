@@ -120,7 +120,7 @@ TEST_P(BackendHostFloats, OfOneBackendAreRestoredByAnother) {
   ASSERT_NE(kept.data(), nullptr);
   // The second has much to do before.
   for (int i = 0; i < (device() == "cpu" ? 1 : 100); ++i) {
-    second->copy(other.data(), kMany * sizeof(float), to.data());
+    second->gather({.data = other.data(), .rows = 1, .count = kMany}, to.data());
   }
   second->copy_in(std::exchange(kept, {}), to.data());
   first->fill(from.data(), kMany, 4);
@@ -157,9 +157,10 @@ TEST_P(BackendConvert, WidensEveryNumberOf16BitsAndNarrowsItBack) {
   const int64_t count = static_cast<int64_t>(bits.size());
   const DeviceArray stored(*backend, 1, count / 2), wide(*backend, 1, count);
   backend->upload(bits.data(), 2 * count, stored.data());
-  backend->widen(stored.data(), dtype(), count, wide.data());
-  backend->fill(stored.data(), count / 2, 0);
-  backend->narrow(wide.data(), dtype(), count, stored.data());
+  const Slices all{.data = stored.data(), .type = dtype(), .rows = 1, .count = count};
+  backend->gather(all, wide.data());
+  backend->fill(all, 0);
+  backend->scatter(wide.data(), all);
   std::vector<uint16_t> back(count);
   backend->download(stored.data(), 2 * count, back.data());
   const auto value = [&](uint16_t b) {
@@ -187,7 +188,8 @@ TEST_P(BackendConvert, RoundsToNearestEven) {
   if (values.size() % 2 == 1) values.push_back(0);
   const int64_t count = static_cast<int64_t>(values.size());
   const DeviceArray floats(*backend, 1, count, values), stored(*backend, 1, count / 2);
-  backend->narrow(floats.data(), dtype(), count, stored.data());
+  backend->scatter(floats.data(),
+                   {.data = stored.data(), .type = dtype(), .rows = 1, .count = count});
   std::vector<uint16_t> found(count);
   backend->download(stored.data(), 2 * count, found.data());
   for (int64_t i = 0; i < count; ++i) {

@@ -66,17 +66,32 @@ TEST_P(BackendMemory, ReturnsTheBytesThatWereSent) {
   }
 }
 
-TEST_P(BackendMemory, CopiesInTheOrderOfTheCallsAndNothingElse) {
+TEST_P(BackendMemory, GathersAndScattersSlicesAndNothingElse) {
   const auto backend = this->backend();
   const std::vector<float> first = Random(2).normal(1000), second = Random(3).normal(1000);
-  DeviceArray a(*backend, 1, 1000, first), b(*backend, 1, 1000);
-  backend->copy(a.data() + 10, 500 * sizeof(float), b.data() + 20);
+  DeviceArray a(*backend, 10, 100, first), b(*backend, 1, 1000);
+  const auto slices = [](float* data, int64_t rows, int64_t count) {
+    return Slices{.data = data, .rows = rows, .count = count, .pitch = 100};
+  };
+  backend->gather(slices(a.data() + 7, 9, 33), b.data() + 1);
+  backend->scatter(b.data() + 1, slices(a.data() + 50, 3, 20));
+  backend->fill(slices(a.data() + 99, 10, 1), 5);
+  backend->fill(slices(a.data(), 10, 0), 6);
+  const std::vector<float> scattered = a.get();
   backend->upload(second.data(), 1000 * sizeof(float), a.data());
-  backend->copy(a.data(), 3 * sizeof(float), b.data());
-  std::vector<float> expected(1000, 0.0f);
-  std::copy_n(first.begin() + 10, 500, expected.begin() + 20);
-  std::copy_n(second.begin(), 3, expected.begin());
-  EXPECT_EQ(b.get(), expected);
+  backend->gather(slices(a.data(), 1, 3), b.data() + 900);
+
+  std::vector<float> gathered(1000, 0.0f), changed = first;
+  for (int r = 0; r < 9; ++r) {
+    std::copy_n(first.begin() + r * 100 + 7, 33, gathered.begin() + 1 + r * 33);
+  }
+  for (int r = 0; r < 3; ++r) {
+    std::copy_n(gathered.begin() + 1 + r * 20, 20, changed.begin() + 50 + r * 100);
+  }
+  for (int r = 0; r < 10; ++r) changed[r * 100 + 99] = 5;
+  std::copy_n(second.begin(), 3, gathered.begin() + 900);
+  EXPECT_EQ(scattered, changed);
+  EXPECT_EQ(b.get(), gathered);
   EXPECT_EQ(a.get(), second);
 }
 

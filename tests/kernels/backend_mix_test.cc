@@ -119,19 +119,19 @@ class ConvolveCase {
       : backend_(backend),
         channels_(channels),
         width_(width),
-        stride_((width - 1) * channels + 16),
+        kept_((width - 1) * channels),
         random_(9),
         weight_(backend, DType::kF32, {channels, width}, random_.normal(channels * width)),
-        history_(backend, kStates, stride_),
+        history_(backend, kStates, kept_),
         qkvf_(backend, kTokens, columns()) {
     backend.reserve({.tokens = kTokens, .segments = kStates, .logit_rows = 1}, {1, 1, 8, 8, 8}, 64,
                     64);
-    const std::vector<float> initial = random_.normal(kStates * stride_);
+    const std::vector<float> initial = random_.normal(kStates * kept_);
     history_.set(initial);
     for (int64_t s = 0; s < kStates; ++s) {
       inputs_[s].emplace_back(channels);  // falls out with the first token
       for (int64_t j = 0; j + 1 < width; ++j) {
-        const float* past = initial.data() + s * stride_ + j * channels;
+        const float* past = initial.data() + s * kept_ + j * channels;
         inputs_[s].emplace_back(past, past + channels);
       }
     }
@@ -146,8 +146,7 @@ class ConvolveCase {
     test::run_step(backend_, data.step(), [&] {
       backend_.convolve({.weight = weight_.device,
                          .qkvf = qkvf_.view(T),
-                         .history = width_ > 1 ? history_.data() : nullptr,
-                         .state_stride = stride_});
+                         .history = width_ > 1 ? history_.data() : nullptr});
     });
     EXPECT_LT(test::worst_row_error(qkvf_.get(T), equation(data, x), columns()), tolerance);
     expect_history();
@@ -175,14 +174,14 @@ class ConvolveCase {
     const std::vector<float> floats = history_.get();
     for (int64_t s = 0; s < kStates; ++s) {
       for (int64_t j = 0; j + 1 < width_; ++j) {
-        const float* past = floats.data() + s * stride_ + j * channels_;
+        const float* past = floats.data() + s * kept_ + j * channels_;
         ASSERT_EQ(Doubles(past, past + channels_), inputs_[s][j + 1]) << "state " << s;
       }
     }
   }
 
   Backend& backend_;
-  int64_t channels_, width_, stride_;
+  int64_t channels_, width_, kept_;
   Random random_;
   Weights weight_;
   DeviceArray history_, qkvf_;

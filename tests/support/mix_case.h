@@ -22,11 +22,16 @@ inline std::string words(const MixShape& s) {
          " V " + std::to_string(s.V) + " M " + std::to_string(s.M);
 }
 
-// Where states lie in memory, as in a pool: [hk | hv] and a rest that no operation may touch.
+// Where the memories of all states lie: hk, then hv, and behind each some elements that no
+// operation may touch.
 struct StateLayout {
-  explicit StateLayout(const MixShape& s)
-      : hk(s.G * s.K * s.M), hv(s.G * s.M * s.V), stride((hk + hv) / 16 * 16 + 32) {}
-  int64_t hk, hv, stride;
+  StateLayout(const MixShape& s, int64_t states)
+      : hk(s.G * s.K * s.M),
+        hv(s.G * s.M * s.V),
+        hv_begin(states * hk / 32 * 32 + 64),
+        total(hv_begin + states * hv + 32) {}
+  int64_t hk, hv;  // elements of a state
+  int64_t hv_begin, total;
 };
 
 enum class Gates { kUsual, kExtreme };
@@ -38,7 +43,7 @@ class MixCase {
           int64_t states, Gates gates = Gates::kUsual, DType state_type = DType::kF32)
       : backend_(backend),
         s_(shape),
-        layout_(shape),
+        layout_(shape, states),
         width_(s_.H * s_.K + s_.G * (s_.K + s_.V + s_.M)),
         states_(states),
         gates_(gates),
@@ -49,9 +54,9 @@ class MixCase {
         equation_{s_, map, feature_.host, 8, state_type},
         qkvf_(backend, tokens, width_),
         out_(backend, tokens, s_.H * s_.V),
-        memory_(backend.allocate(states * layout_.stride * dtype_bytes(state_type))) {
+        memory_(backend.allocate(layout_.total * dtype_bytes(state_type))) {
     backend.reserve({.tokens = tokens, .segments = states, .logit_rows = 1}, s_, s_.H * s_.V, 64);
-    const std::vector<float> initial = random_.normal(states * layout_.stride, 0.5);
+    const std::vector<float> initial = random_.normal(layout_.total, 0.5);
     std::vector<std::byte> stored(memory_.bytes());
     narrow(initial, memory(stored.data()));
     backend.upload(stored.data(), stored.size(), memory_.data());
@@ -73,27 +78,24 @@ class MixCase {
     qkvf_.set(qkvf);
     out_.set(std::vector<float>(T * s_.H * s_.V, 7.0f));
     run_step(backend_, data.step(), [&] {
-      backend_.mix(
-          {.shape = s_,
-           .feature_map = equation_.feature_map,
-           .feature_weight =
-               equation_.feature_map == FeatureMap::kT2R ? feature_.device : TensorView(),
-           .normalizer = equation_.normalizer,
-           .qkvf = qkvf_.view(T),
-           .state_type = state_type_,
-           .hk = memory_.data(),
-           .hv = static_cast<std::byte*>(memory_.data()) + layout_.hk * dtype_bytes(state_type_),
-           .state_stride = layout_.stride,
-           .out = out_.view(T)});
+      backend_.mix({.shape = s_,
+                    .feature_map = equation_.feature_map,
+                    .feature_weight =
+                        equation_.feature_map == FeatureMap::kT2R ? feature_.device : TensorView(),
+                    .normalizer = equation_.normalizer,
+                    .qkvf = qkvf_.view(T),
+                    .state_type = state_type_,
+                    .hk = memory_.data(),
+                    .hv = static_cast<std::byte*>(memory_.data()) +
+                          layout_.hv_begin * dtype_bytes(state_type_),
+                    .out = out_.view(T)});
     });
     EXPECT_LT(worst_row_error(out_.get(T), equation(data, qkvf), s_.H * s_.V), tolerance);
     compare_memories(data, of_memories > 0 ? of_memories : tolerance);
   }
 
  private:
-  TensorView memory(void* data) const {
-    return TensorView(data, state_type_, {states_, layout_.stride});
-  }
+  TensorView memory(void* data) const { return TensorView(data, state_type_, {1, layout_.total}); }
 
   // q so large that the scores differ by about one, whatever K: softmax is then neither flat nor a
   // maximum.
@@ -120,13 +122,14 @@ class MixCase {
   Doubles equation(const StepData& data, const std::vector<float>& qkvf) {
     Doubles out;
     for (const Segment& segment : data.segments) {
-      double* state = expected_.data() + segment.state * layout_.stride;
+      double* hk = expected_.data() + segment.state * layout_.hk;
+      double* hv = expected_.data() + layout_.hv_begin + segment.state * layout_.hv;
       MixEquation equation = equation_;
       // A GPU rounds the memories of a longer segment once, at its end.
       if (segment.count > 1 && backend_.name() == "cuda") equation.state_type = DType::kF32;
       for (int32_t t = segment.first; t < segment.first + segment.count; ++t) {
         const Doubles row(qkvf.begin() + t * width_, qkvf.begin() + (t + 1) * width_);
-        const Doubles o = equation.step(row, state, state + layout_.hk);
+        const Doubles o = equation.step(row, hk, hv);
         out.insert(out.end(), o.begin(), o.end());
       }
     }
@@ -141,15 +144,16 @@ class MixCase {
     const Doubles found = widen(memory(stored.data()));
     std::vector<bool> written(expected_.size(), false);
     for (const Segment& segment : data.segments) {
-      const int64_t begin = segment.state * layout_.stride;
       const auto error = [&](int64_t first, int64_t count, int64_t row) {
+        std::fill_n(written.begin() + first, count, true);
         return worst_row_error(std::span(found).subspan(first, count),
                                std::span(expected_).subspan(first, count), row);
       };
-      EXPECT_LT(error(begin, layout_.hk, s_.K * s_.M), tolerance) << "hk of " << segment.state;
-      EXPECT_LT(error(begin + layout_.hk, layout_.hv, s_.M * s_.V), tolerance)
+      EXPECT_LT(error(segment.state * layout_.hk, layout_.hk, s_.K * s_.M), tolerance)
+          << "hk of " << segment.state;
+      EXPECT_LT(error(layout_.hv_begin + segment.state * layout_.hv, layout_.hv, s_.M * s_.V),
+                tolerance)
           << "hv of " << segment.state;
-      std::fill_n(written.begin() + begin, layout_.hk + layout_.hv, true);
     }
     for (size_t i = 0; i < found.size(); ++i) {
       if (!written[i]) {
