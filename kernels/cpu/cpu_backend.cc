@@ -3,6 +3,7 @@
 #include <cassert>
 #include <cerrno>
 #include <cmath>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -79,10 +80,10 @@ class CpuBackend final : public Backend {
   Buffer allocate(size_t bytes) override;
   TensorView import_weights(const TensorView& host) override { return host; }
   void upload(const void* host, size_t bytes, void* device) override {
-    std::memcpy(device, host, bytes);
+    std::copy_n(static_cast<const std::byte*>(host), bytes, static_cast<std::byte*>(device));
   }
   void download(const void* device, size_t bytes, void* host) override {
-    std::memcpy(host, device, bytes);
+    std::copy_n(static_cast<const std::byte*>(device), bytes, static_cast<std::byte*>(host));
   }
   HostFloats copy_out(const float* device, int64_t count) override {
     return std::vector<float>(device, device + count);
