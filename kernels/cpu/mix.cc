@@ -107,30 +107,30 @@ void mix(const Mix& args, std::span<const Segment> segments, MixScratch& scratch
   pool.parallel_for(slots.total, [&](int64_t unit) {
     const int64_t g = unit / slots.blocks % s.G;
     const Segment& segment = segments[unit / slots.blocks / s.G];
+    const int64_t memory = segment.state * s.G + g;
     const float* row = qkvf + segment.first * columns.width;
-    write_and_read(
-        {.type = args.state_type,
-         .memory = element(args.hk, element_bytes, (segment.state * s.G + g) * s.K * s.M),
-         .stride = s.M,
-         .row_begin = 0,
-         .row_end = s.K,
-         .column_begin = slots.begin(unit),
-         .column_end = slots.end(unit),
-         .tokens = segment.count,
-         .heads = heads,
-         .keep_by_row = false,
-         .keep = row + columns.f + g * s.M,
-         .keep_step = columns.width,
-         .row_write = row + columns.k + g * s.K,
-         .row_write_step = columns.width,
-         .column_write = scratch.write.data() + (segment.first * s.G + g) * s.M,
-         .column_write_step = s.G * s.M,
-         .query = row + g * heads * s.K,
-         .query_stride = s.K,
-         .query_step = columns.width,
-         .sums = scores + (segment.first * s.H + g * heads) * s.M,
-         .sums_stride = s.M,
-         .sums_step = s.H * s.M});
+    write_and_read({.type = args.state_type,
+                    .memory = element(args.hk, element_bytes, memory * s.K * s.M),
+                    .stride = s.M,
+                    .row_begin = 0,
+                    .row_end = s.K,
+                    .column_begin = slots.begin(unit),
+                    .column_end = slots.end(unit),
+                    .tokens = segment.count,
+                    .heads = heads,
+                    .keep_by_row = false,
+                    .keep = row + columns.f + g * s.M,
+                    .keep_step = columns.width,
+                    .row_write = row + columns.k + g * s.K,
+                    .row_write_step = columns.width,
+                    .column_write = scratch.write.data() + (segment.first * s.G + g) * s.M,
+                    .column_write_step = s.G * s.M,
+                    .query = row + g * heads * s.K,
+                    .query_stride = s.K,
+                    .query_step = columns.width,
+                    .sums = scores + (segment.first * s.H + g * heads) * s.M,
+                    .sums_stride = s.M,
+                    .sums_step = s.H * s.M});
   });
 
   pool.parallel_for(tokens, [&](int64_t t) {
@@ -141,30 +141,30 @@ void mix(const Mix& args, std::span<const Segment> segments, MixScratch& scratch
   pool.parallel_for(values.total, [&](int64_t unit) {
     const int64_t g = unit / values.blocks % s.G;
     const Segment& segment = segments[unit / values.blocks / s.G];
+    const int64_t memory = segment.state * s.G + g;
     const float* row = qkvf + segment.first * columns.width;
-    write_and_read(
-        {.type = args.state_type,
-         .memory = element(args.hv, element_bytes, (segment.state * s.G + g) * s.M * s.V),
-         .stride = s.V,
-         .row_begin = 0,
-         .row_end = s.M,
-         .column_begin = values.begin(unit),
-         .column_end = values.end(unit),
-         .tokens = segment.count,
-         .heads = heads,
-         .keep_by_row = true,
-         .keep = row + columns.f + g * s.M,
-         .keep_step = columns.width,
-         .row_write = scratch.write.data() + (segment.first * s.G + g) * s.M,
-         .row_write_step = s.G * s.M,
-         .column_write = row + columns.v + g * s.V,
-         .column_write_step = columns.width,
-         .query = scores + (segment.first * s.H + g * heads) * s.M,
-         .query_stride = s.M,
-         .query_step = s.H * s.M,
-         .sums = out + (segment.first * s.H + g * heads) * s.V,
-         .sums_stride = s.V,
-         .sums_step = s.H * s.V});
+    write_and_read({.type = args.state_type,
+                    .memory = element(args.hv, element_bytes, memory * s.M * s.V),
+                    .stride = s.V,
+                    .row_begin = 0,
+                    .row_end = s.M,
+                    .column_begin = values.begin(unit),
+                    .column_end = values.end(unit),
+                    .tokens = segment.count,
+                    .heads = heads,
+                    .keep_by_row = true,
+                    .keep = row + columns.f + g * s.M,
+                    .keep_step = columns.width,
+                    .row_write = scratch.write.data() + (segment.first * s.G + g) * s.M,
+                    .row_write_step = s.G * s.M,
+                    .column_write = row + columns.v + g * s.V,
+                    .column_write_step = columns.width,
+                    .query = scores + (segment.first * s.H + g * heads) * s.M,
+                    .query_stride = s.M,
+                    .query_step = s.H * s.M,
+                    .sums = out + (segment.first * s.H + g * heads) * s.V,
+                    .sums_stride = s.V,
+                    .sums_step = s.H * s.V});
   });
 
   pool.parallel_for(tokens, [&](int64_t t) { silu(out + t * s.H * s.V, s.H * s.V); });

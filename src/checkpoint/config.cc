@@ -120,8 +120,7 @@ std::string_view feature_map_name(FeatureMap map) {
 
 int64_t GsaConfig::state_bytes(DType type) const {
   const int64_t memories = memory_elements() * static_cast<int64_t>(dtype_bytes(type));
-  const int64_t convolution = conv_size > 0 ? (conv_size - 1) * conv_channels() : 0;
-  return memories + num_layers * convolution * static_cast<int64_t>(sizeof(float));
+  return memories + num_layers * conv_inputs() * static_cast<int64_t>(sizeof(float));
 }
 
 int64_t GsaConfig::parameters() const {

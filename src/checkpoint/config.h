@@ -43,11 +43,12 @@ struct GsaConfig {
   int64_t attention_width() const { return num_heads * value_dim; }
   // Channels of the short convolutions: the q, k and v rows.
   int64_t conv_channels() const { return q_rows() + k_rows() + v_rows(); }
+  // Inputs that a layer's short convolutions keep of a sequence; 0 without them.
+  int64_t conv_inputs() const { return conv_size > 0 ? (conv_size - 1) * conv_channels() : 0; }
   MixShape mix_shape() const { return {num_heads, num_kv_heads, key_dim, value_dim, num_slots}; }
 
   // Bytes of one sequence's state whose memories have this type: L*G*M*(K+V)*4, or half of that
-  // (rounded up to a multiple of 4) with 16 bits, plus, for a model with short convolutions,
-  // L*(conv_size-1)*(q_rows+k_rows+v_rows)*4.
+  // with 16 bits, plus, for a model with short convolutions, L*conv_inputs()*4.
   int64_t state_bytes(DType type = DType::kF32) const;
   // Elements of its memories.
   int64_t memory_elements() const {

@@ -8,6 +8,7 @@
 #include "kernels/error.h"
 
 namespace gsa {
+
 StateHandle& StateHandle::operator=(StateHandle&& other) noexcept {
   if (this != &other) {
     reset();
@@ -26,14 +27,13 @@ void StateHandle::reset() {
 StatePool::StatePool(const GsaConfig& config, Backend& backend, int64_t capacity, DType type)
     : backend_(backend),
       capacity_(capacity),
-      type_(type),
       layers_(config.num_layers),
       state_bytes_(config.state_bytes(type)),
       parts_{Part{type, config.num_kv_heads * config.key_dim * config.num_slots},
              Part{type, config.num_kv_heads * config.num_slots * config.value_dim},
-             Part{DType::kF32,
-                  config.conv_size > 0 ? (config.conv_size - 1) * config.conv_channels() : 0}} {
+             Part{DType::kF32, config.conv_inputs()}} {
   assert(std::find(std::begin(kStateTypes), std::end(kStateTypes), type) != std::end(kStateTypes));
+  assert(config.memory_elements() == layers_ * (parts_[0].count + parts_[1].count));
   if (capacity < 1) throw Error("the state pool needs room for at least one state");
   try {
     for (Part& part : parts_) {

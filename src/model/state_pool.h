@@ -51,7 +51,7 @@ class StatePool {
 
   int64_t capacity() const { return capacity_; }
   int64_t available() const { return static_cast<int64_t>(free_.size()); }
-  DType type() const { return type_; }
+  DType type() const { return parts_[0].type; }
   int64_t state_bytes() const { return state_bytes_; }
 
   // A state of zeros, or nothing when all are taken.
@@ -101,7 +101,6 @@ class StatePool {
 
   Backend& backend_;
   int64_t capacity_;
-  DType type_;
   int64_t layers_;
   int64_t state_bytes_;
   std::array<Part, 3> parts_;  // hk, hv, inputs of the convolutions

@@ -144,16 +144,15 @@ class MixCase {
     const Doubles found = widen(memory(stored.data()));
     std::vector<bool> written(expected_.size(), false);
     for (const Segment& segment : data.segments) {
-      const auto error = [&](int64_t first, int64_t count, int64_t row) {
+      const auto compare = [&](const char* name, int64_t first, int64_t count, int64_t row) {
+        EXPECT_LT(worst_row_error(std::span(found).subspan(first, count),
+                                  std::span(expected_).subspan(first, count), row),
+                  tolerance)
+            << name << " of " << segment.state;
         std::fill_n(written.begin() + first, count, true);
-        return worst_row_error(std::span(found).subspan(first, count),
-                               std::span(expected_).subspan(first, count), row);
       };
-      EXPECT_LT(error(segment.state * layout_.hk, layout_.hk, s_.K * s_.M), tolerance)
-          << "hk of " << segment.state;
-      EXPECT_LT(error(layout_.hv_begin + segment.state * layout_.hv, layout_.hv, s_.M * s_.V),
-                tolerance)
-          << "hv of " << segment.state;
+      compare("hk", segment.state * layout_.hk, layout_.hk, s_.K * s_.M);
+      compare("hv", layout_.hv_begin + segment.state * layout_.hv, layout_.hv, s_.M * s_.V);
     }
     for (size_t i = 0; i < found.size(); ++i) {
       if (!written[i]) {
