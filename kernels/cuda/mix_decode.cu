@@ -18,6 +18,8 @@ namespace cg = cooperative_groups;
 constexpr int kFewThreads = 128;
 constexpr int kManyThreads = 256;
 constexpr int64_t kSmallMemory = 64 * 1024;  // bytes of hk and hv of a head
+template <int kThreads>
+constexpr bool kDrop = kThreads == kFewThreads;
 
 constexpr int kDepth = 8;        // copies under way per thread
 constexpr int kMostQueries = 4;  // query heads that read a memory in one pass
@@ -78,7 +80,7 @@ class Stream {
       if (left_ == 0 && !in_hv_)
         next_ = hv_.at, stride_ = hv_.stride, left_ = hv_.turns, in_hv_ = true;
       if (left_ > 0) {
-        if constexpr (kThreads == kFewThreads) {
+        if constexpr (kDrop<kThreads>) {
           copy_async(ring_ + asked_ * kThreads, next_, policy_);
         } else {
           copy_async(ring_ + asked_ * kThreads, next_);
@@ -240,7 +242,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
         if (first) {
 #pragma unroll
           for (int i = 0; i < kWidth; ++i) x.v[i] = x.v[i] * keep.v[i] + *key * write.v[i];
-          store_rounded<kThreads == kFewThreads>(x, at);
+          store_rounded<kDrop<kThreads>>(x, at);
         }
 #pragma unroll
         for (int h = 0; h < kQueries; ++h) {
@@ -292,7 +294,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const __grid_constant_
         if (first) {
 #pragma unroll
           for (int i = 0; i < kWidth; ++i) x.v[i] = x.v[i] * *keep + *write * value.v[i];
-          store_rounded<kThreads == kFewThreads>(x, at);
+          store_rounded<kDrop<kThreads>>(x, at);
         }
 #pragma unroll
         for (int h = 0; h < kQueries; ++h) {
@@ -373,8 +375,8 @@ void mix_decode(const Launch& how, const Mix& mix, const DecodeRow* rows, int co
     constexpr int kWidth = 16 / sizeof(T);
     if (shape.M % kWidth == 0 && shape.V % kWidth == 0) {
       const int64_t bytes = shape.M * (shape.K + shape.V) * static_cast<int64_t>(sizeof(T));
-      const bool small = bytes <= kSmallMemory && shape.V <= int64_t{kFewThreads} * kWidth &&
-                         shape.M <= int64_t{kFewThreads} * kWidth;
+      // A block must have a thread for every vector of a row; M is never too large for that.
+      const bool small = bytes <= kSmallMemory && shape.V <= int64_t{kFewThreads} * kWidth;
       return small ? choose_decode<T, kWidth, kFewThreads>(how, args, count, splits)
                    : choose_decode<T, kWidth, kManyThreads>(how, args, count, splits);
     }

@@ -62,15 +62,24 @@ __device__ __forceinline__ __nv_bfloat162 rounded(float x, float y, __nv_bfloat1
   return __floats2bfloat162_rn(x, y);
 }
 
-// Writes x to a memory of T; x becomes what is stored. Drop: it need not stay in the cache.
+// Writes 16 bytes; kDrop: they need not stay in the cache.
+template <bool kDrop, typename V>
+__device__ __forceinline__ void put(const V& x, void* p) {
+  if constexpr (kDrop) {
+    __stcs(static_cast<V*>(p), x);
+  } else {
+    *static_cast<V*>(p) = x;
+  }
+}
+
+// Writes x to a memory of T; x becomes what is stored. kDrop as in put().
 template <bool kDrop, int kWidth, typename T>
 __device__ __forceinline__ void store_rounded(Vec<kWidth>& x, T* p) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if constexpr (kDrop && kWidth == 4) {
-      __stcs(reinterpret_cast<float4*>(p), make_float4(x.v[0], x.v[1], x.v[2], x.v[3]));
-    } else {
-      store(x, p);
-    }
+  if constexpr (sizeof(T) == sizeof(float) && kWidth == 1) {
+    *p = x.v[0];
+  } else if constexpr (sizeof(T) == sizeof(float)) {
+    static_assert(kWidth == 4);
+    put<kDrop>(make_float4(x.v[0], x.v[1], x.v[2], x.v[3]), p);
   } else if constexpr (kWidth == 1) {
     *p = T(x.v[0]);
     x.v[0] = to_float(*p);
@@ -84,11 +93,7 @@ __device__ __forceinline__ void store_rounded(Vec<kWidth>& x, T* p) {
       reinterpret_cast<Pair*>(&bits)[i / 2] = pair;
       x.v[i] = to_float(pair.x), x.v[i + 1] = to_float(pair.y);
     }
-    if constexpr (kDrop) {
-      __stcs(reinterpret_cast<uint4*>(p), bits);
-    } else {
-      *reinterpret_cast<uint4*>(p) = bits;
-    }
+    put<kDrop>(bits, p);
   }
 }
 
